@@ -1,0 +1,60 @@
+# `make run` and `make test` are all a newcomer needs; `make help` lists the rest.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# What an NVIDIA build of torch brings along; it differs from machine to machine as torch itself does, so it is not locked.
+TORCH_FAMILY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+  nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
+  nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+TORCH := torch==2.13.0
+
+.PHONY: help install run test unit lint bench lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+install: $(INSTALLED) ## Install everything into .venv from requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resflow needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	grep -v '^torch==' requirements.lock > .venv/hashed.lock
+	$(BIN)/python -m pip install --quiet --progress-bar off --require-hashes -r .venv/hashed.lock
+	$(BIN)/python -m pip install --quiet --progress-bar off "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+run: $(INSTALLED) ## Run the whole pipeline: from raw MNIST to a registered, published network
+	@$(BIN)/resflow run
+
+test: $(INSTALLED) ## Run all tests
+	$(BIN)/python -m pytest
+
+unit: $(INSTALLED) ## Run the fast tests only
+	$(BIN)/python -m pytest -m "not integration"
+
+lint: $(INSTALLED) ## Check style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED) ## Measure accuracy and overhead into docs/benchmarks.md (about 15 minutes)
+	$(BIN)/dvc repro fetch
+	$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2
+	$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2 --params experiments/article.yaml
+	$(BIN)/python -m benchmarks.overhead
+
+lock: ## Resolve pyproject.toml anew into requirements.lock (torch stands at its end, without a hash)
+	[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --group dev pyproject.toml \
+	  $(foreach package,$(TORCH_FAMILY),--no-emit-package $(package)) --constraint <(echo $(TORCH)) --output-file requirements.lock
+	echo "$(TORCH)" >> requirements.lock
+
+clean: ## Remove the environment and caches; data, models, the store and versions stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
