@@ -1,0 +1,79 @@
+"""The data sheet: what is known of the prepared splits, as numbers that depend on nothing but the arrays.
+
+Mean and standard deviation come from whole-number sums and one division, so that they have the same bits everywhere.
+Exact duplicates are reported, not removed: the splits stay comparable with published results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from resflow.data.arrays import Split
+from resflow.data.idx import Bytes
+
+__all__ = ["describe", "to_json"]
+
+CHUNK = 4096
+"""Images counted at a time: bounds memory, since counting widens each byte to eight."""
+EXAMPLES = 5
+"""Pairs of duplicates shown for each pair of splits."""
+
+
+def describe(splits: Mapping[str, Split], classes: tuple[str, ...]) -> dict[str, Any]:
+    """All that the sheet says; `mean` and `std` are those of pixel / 255 in the training split, for each channel."""
+    mean, std = _moments(splits["train"].images)
+    return {
+        "classes": list(classes),
+        "image_shape": list(splits["train"].images.shape[1:]),
+        "mean": mean,
+        "std": std,
+        "splits": {name: _counts(split.labels, classes) for name, split in splits.items()},
+        "duplicates": _duplicates({name: split.images for name, split in splits.items()}),
+    }
+
+
+def to_json(sheet: Mapping[str, Any]) -> str:
+    """The sheet as text, the same for the same sheet."""
+    return json.dumps(sheet, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _counts(labels: Bytes, classes: tuple[str, ...]) -> dict[str, Any]:
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    return {"count": len(labels), "class_counts": dict(zip(classes, counts, strict=True))}
+
+
+def _moments(images: Bytes) -> tuple[list[float], list[float]]:
+    means, deviations = [], []
+    for channel in range(images.shape[3]):
+        histogram = np.zeros(256, np.int64)
+        for start in range(0, len(images), CHUNK):
+            histogram += np.bincount(images[start : start + CHUNK, :, :, channel].ravel(), minlength=256)
+        counts: list[int] = histogram.tolist()  # Python's whole numbers: the products below do not overflow
+        n = sum(counts)
+        total = sum(value * count for value, count in enumerate(counts))
+        squares = sum(value * value * count for value, count in enumerate(counts))
+        means.append(total / (255 * n))
+        deviations.append(math.sqrt(n * squares - total * total) / (255 * n))
+    return means, deviations
+
+
+def _duplicates(splits: Mapping[str, Bytes]) -> dict[str, Any]:
+    """For each pair of splits, the images of the later one that stand in the earlier one too."""
+    keys = {name: [_key(image) for image in images] for name, images in splits.items()}
+    found = {}
+    for one, other in combinations(keys, 2):
+        first = {key: index for index, key in reversed(list(enumerate(keys[one])))}
+        shared = [{one: first[key], other: index} for index, key in enumerate(keys[other]) if key in first]
+        found[f"{one}/{other}"] = {"count": len(shared), "examples": shared[:EXAMPLES]}
+    return found
+
+
+def _key(image: Bytes) -> bytes:
+    return hashlib.blake2b(image.data, digest_size=16).digest()
