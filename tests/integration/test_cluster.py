@@ -1,0 +1,155 @@
+"""Training on a Ray cluster of two nodes, which are processes of this machine, and what goes wrong on the way there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from resflow import ports
+from tests.conftest import Project, make_project
+
+pytestmark = pytest.mark.integration
+
+START_SECONDS = 90
+
+
+@pytest.fixture(scope="module")
+def cluster(home: Path) -> Iterator[dict[str, str]]:
+    """A head and a node with a CPU each; the environment of whoever joins."""
+    (port,) = ports.find_free(1)
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets' paths must be short
+    joining = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    settings = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**Project(folder, home).env(**settings), **joining}
+    environment.pop("PYTHONPATH")
+    del environment["RAY_ADDRESS"]
+    common = ("--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000")
+    head = ("--head", f"--port={port}", "--include-dashboard=false", *common)
+    node = (f"--address=127.0.0.1:{port}", *common)
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
+        for name, arguments in (("h", head), ("n", node)):
+            with (folder / f"{name}.log").open("wb") as log:
+                nodes.append(
+                    subprocess.Popen(
+                        ["ray", "start", *arguments, f"--temp-dir={folder / name}"],
+                        env=environment,
+                        cwd=folder,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+            wait_until_started(nodes[-1], folder / f"{name}.log")
+        yield {**joining, "OMP_WAIT_POLICY": "PASSIVE"}
+    finally:
+        for process in reversed(nodes):
+            end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while "Ray runtime started" not in (text := log.read_text()):
+        assert process.poll() is None, text
+        assert time.monotonic() < deadline, text
+        time.sleep(0.1)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a node with all of its children: Ray's own end with the raylet, the rest is in its session."""
+    children = descendants(process.pid)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    for pid in (process.pid, *children):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below `pid`, as /proc tells."""
+    try:
+        found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [*found, *(below for child in found for below in descendants(child))]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
+    """A project with prepared data and two workers."""
+    made = make_project(tmp_path_factory.mktemp("cluster") / "project", home)
+    made.edit(train__num_workers=2)
+    made.run("resflow", "stage", "fetch")
+    made.run("resflow", "stage", "prepare")
+    return made
+
+
+def digest(project: Project) -> str:
+    return sha256((project.root / "models" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def epoch_lines(text: str) -> list[str]:
+    return [line.split()[1] for line in text.splitlines() if line.startswith("epoch ")]
+
+
+def test_a_cluster_trains_and_a_killed_driver_goes_on_to_the_same_bits(
+    prepared: Project, cluster: dict[str, str]
+) -> None:
+    done = prepared.run("resflow", "stage", "train", **cluster)
+    assert epoch_lines(done.out) == ["1/2", "2/2"]
+    assert "Traceback" not in done.out + done.err
+    undisturbed = digest(prepared)
+    (prepared.root / "models" / "model.safetensors").unlink()
+
+    driver = subprocess.Popen(
+        ["resflow", "stage", "train"],
+        cwd=prepared.root,
+        env=prepared.env(**cluster),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert driver.stdout is not None
+    with driver.stdout:
+        try:
+            assert driver.stdout.readline().startswith("epoch 1/2")
+        finally:
+            driver.kill()
+            driver.wait()
+
+    again = prepared.run("resflow", "stage", "train", **cluster)
+    assert epoch_lines(again.out) in (["2/2"], [])  # none where the workers had ended before their driver was killed
+    assert digest(prepared) == undisturbed
+
+
+def test_a_wrong_token_is_one_error_that_says_where_the_token_goes(prepared: Project, cluster: dict[str, str]) -> None:
+    done = prepared.run("resflow", "stage", "train", code=1, **{**cluster, "RAY_AUTH_TOKEN": "0" * 32})
+    last = done.err.splitlines()[-1]
+    assert last.startswith("train: RAY_ADDRESS=127.0.0.1:")
+    assert "token" in last
+    assert "docs/cluster.md" in last
+    assert "Traceback" not in done.err
+
+
+def test_an_address_where_nothing_listens_is_one_error(prepared: Project) -> None:
+    (port,) = ports.find_free(1)
+    done = prepared.run("resflow", "stage", "train", code=1, RAY_ADDRESS=f"127.0.0.1:{port}")
+    assert done.err.splitlines() == [
+        f"train: RAY_ADDRESS=127.0.0.1:{port}: nothing answers there. Start the cluster, or unset RAY_ADDRESS"
+    ]
