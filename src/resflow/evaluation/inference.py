@@ -1,0 +1,59 @@
+"""Run a trained network over images, the same bits each time on the same machine.
+
+Loading the network is `resflow.nets.file`; what its answers are worth is `resflow.evaluation.metrics`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from resflow.data.batches import to_input
+
+if TYPE_CHECKING:
+    from resflow.nets.file import ModelCard
+
+__all__ = ["deterministic", "device", "logits"]
+
+
+def device(wanted: str) -> str:
+    """`cpu` or `cuda` for `train.device`, where `auto` takes the GPU if there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+@contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """Within it, torch computes on `threads` CPU threads and by deterministic algorithms; afterwards as before."""
+    # cuBLAS reads this when it is first used; without it torch refuses deterministic products on the GPU
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        torch.backends.cudnn.benchmark = before[2]
+
+
+def logits(
+    net: torch.nn.Module, images: NDArray[np.uint8], card: ModelCard, batch_size: int, device: str = "cpu"
+) -> NDArray[np.float32]:
+    """Answers of `net` for uint8 images (N, H, W, C), as float32 of shape (N, K); the net is left on `device`."""
+    place = torch.device(device)
+    net = net.to(place, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    answers: list[NDArray[Any]] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            # a copy, because torch does not take the read-only pages of a memory-mapped array
+            batch = np.array(images[start : start + batch_size])
+            answers.append(net(to_input(batch, card.mean, card.std, place)).float().cpu().numpy())
+    return np.concatenate(answers) if answers else np.empty((0, len(card.classes)), np.float32)
