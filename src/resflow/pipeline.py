@@ -1,0 +1,228 @@
+"""Run the stages of dvc.yaml and read their state. The only module that knows DVC.
+
+Stages run as the command `dvc repro`, never through DVC's Python API, under which two threads may run one stage at
+once. What a stage does is `resflow.stages`; what happens with its results is `tasks`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from resflow.errors import RETRYABLE, SetupError, StageError
+
+__all__ = [
+    "Pushed",
+    "StageRun",
+    "environment",
+    "find_root",
+    "push",
+    "recorded_files",
+    "run_stage",
+    "stage_names",
+    "worktree",
+]
+
+ADVICE = re.compile(
+    r"(Updat|Generat)ing lock|To track the changes|\tgit add |To enable auto|\tdvc config |Use `dvc push`|> "
+)
+"""What DVC tells with each stage to who works by hand; resflow itself commits and pushes what ran."""
+STOP_SECONDS = 15.0
+"""A stage ends within a second or two of SIGTERM, on a cluster in three."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """How one stage went."""
+
+    name: str
+    ran: bool
+    """False where DVC found its result up to date or in its cache."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What `dvc push` did."""
+
+    files: int
+    seconds: float
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder at or above `start` that holds dvc.yaml and params.yaml. Raises `SetupError`."""
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+            return folder
+    problem = "is not in a resflow project: no dvc.yaml here or above"
+    raise SetupError(str(start), problem, "Change into a clone of the project")
+
+
+def stage_names(root: Path) -> list[str]:
+    """The stages of dvc.yaml, each after those whose outputs it depends on."""
+    stages = _declared(root)
+    makers = {path: name for name, stage in stages.items() for path in _paths(stage, "outs", "metrics", "plots")}
+
+    def makers_of(dep: str) -> list[str]:
+        above = (dep, *map(str, PurePosixPath(dep).parents))  # a stage may depend on a part of another's output
+        return [makers[path] for path in above if path in makers]
+
+    needs = {
+        name: [maker for dep in stage.get("deps", []) for maker in makers_of(dep)] for name, stage in stages.items()
+    }
+    return list(TopologicalSorter(needs).static_order())
+
+
+def recorded_files(root: Path) -> list[str]:
+    """What a commit must hold beside tracked files to be what ran: definition, parameters, code and small outputs."""
+    stages = _declared(root).values()
+    named = {path for stage in stages for path in _paths(stage, "deps", "outs", "metrics", "plots")}
+    return sorted({"dvc.yaml", "dvc.lock", "params.yaml", *named})
+
+
+def run_stage(root: Path, name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageRun:
+    """`dvc repro` this one stage, handing each line of its output to `on_line`. Raises `StageError`."""
+    started = time.perf_counter()
+    code, lines = _dvc(root, ["repro", "--single-item", name], on_line, env)
+    if code:
+        raise _failure(name, code, lines)
+    skipped = any("didn't change, skipping" in line or "is cached - skipping run" in line for line in lines)
+    return StageRun(name=name, ran=not skipped, seconds=time.perf_counter() - started)
+
+
+def push(root: Path, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> Pushed:
+    """Send what the DVC remote lacks of data and models. Raises `StageError`."""
+    started = time.perf_counter()
+    code, lines = _dvc(root, ["push"], on_line, env)
+    if code:
+        reason = _complaint(lines) or "it said nothing"
+        error = StageError("dvc push", reason, "See that the store answers (`resflow doctor`), then run it again")
+        error.retryable = True
+        raise error
+    pushed = re.search(r"(\d+) files? pushed", "\n".join(lines))
+    return Pushed(files=int(pushed[1]) if pushed else 0, seconds=time.perf_counter() - started)
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment for a command that must find `resflow` and `dvc`, and send no telemetry."""
+    here = str(Path(sys.executable).parent)
+    quiet = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **quiet, "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}", **(extra or {})}
+
+
+@contextmanager
+def worktree(root: Path, commit: str, params_text: str) -> Iterator[Path]:
+    """A second work tree of `commit` with its own params.yaml, sharing DVC's cache; removed at the end.
+
+    Experiments run there, so that the user's files stay as they are.
+    """
+    folder = root / ".resflow" / "worktrees" / f"{os.getpid()}-{time.time_ns()}"
+    _git(root, "worktree", "add", "--quiet", "--detach", str(folder), commit)
+    try:
+        (folder / "params.yaml").write_text(params_text)
+        local = root / ".dvc" / "config.local"
+        if local.is_file():
+            shutil.copy(local, folder / ".dvc" / "config.local")
+        _dvc(folder, ["cache", "dir", "--local", str(root / ".dvc" / "cache")], lambda line: None, None)
+        # what the last run made, else every stage with an output that DVC does not cache would run again
+        _dvc(folder, ["checkout", "--quiet", "--allow-missing"], lambda line: None, None)
+        yield folder
+    finally:
+        _git(root, "worktree", "remove", "--force", str(folder))
+
+
+def _declared(root: Path) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load((root / "dvc.yaml").read_text())["stages"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise SetupError(str(root / "dvc.yaml"), f"cannot be read ({reason})", "Run `git checkout dvc.yaml`") from error
+
+
+def _paths(stage: Mapping[str, Any], *keys: str) -> list[str]:
+    entries = [entry for key in keys for entry in stage.get(key, [])]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def _dvc(
+    root: Path, arguments: list[str], on_line: Callable[[str], object], env: Mapping[str, str] | None
+) -> tuple[int, list[str]]:
+    """Run dvc; its exit code and lines. Whatever ends this call also ends dvc and the stage under it."""
+    lines: list[str] = []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            text = line.rstrip().rpartition("\r")[2]
+            if text and not ADVICE.match(text):
+                lines.append(text)
+                on_line(text)
+        return process.wait(), lines
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        raise
+
+
+_LIBC = ctypes.CDLL(None)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the stage below has set its own
+
+
+def _complaint(lines: list[str]) -> str:
+    """The last error of DVC's own."""
+    return next((line for line in reversed(lines) if line.startswith("ERROR")), "").removeprefix("ERROR: ")
+
+
+def _failure(name: str, code: int, lines: list[str]) -> StageError:
+    said = next((line.removeprefix(f"{name}: ") for line in reversed(lines) if line.startswith(f"{name}: ")), None)
+    complaint = _complaint(lines) or f"exit code {code}"
+    retryable = f"exited with {RETRYABLE}" in complaint
+    where, _, rest = (said or "").partition(": ")
+    problem, _, mend = rest.rpartition(". ")
+    if said and problem:
+        error = StageError(f"{name}: {where}", problem, mend)
+    elif "locked" in complaint or "is busy" in complaint or "blocked" in complaint:
+        error = StageError(name, f"another DVC command is running ({complaint})", "Wait for it to end")
+    else:
+        error = StageError(name, complaint, "Its output is above")
+    error.retryable = retryable
+    return error
+
+
+def _git(root: Path, *arguments: str) -> None:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise StageError(f"git {arguments[0]}", done.stderr.strip(), "Mend that and run again")

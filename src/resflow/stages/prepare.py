@@ -1,0 +1,74 @@
+"""Stage `prepare`: raw IDX files in, arrays for training, validation and test and a data sheet out.
+
+All checks come before the first byte is written, and the files appear together or not at all.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from resflow.data import arrays, idx, sheet
+from resflow.data.arrays import Split
+from resflow.data.split import stratified
+from resflow.errors import DataError
+from resflow.files import write_together
+from resflow.params import Params, RawFile
+from resflow.stages.paths import PREPARED, RAW, SHEET
+
+__all__ = ["run"]
+
+
+def run(root: Path, params: Params) -> None:
+    """Prepare the data under `root`. Raises `DataError`, or `SetupError` when writing fails."""
+    splits = _splits(root / RAW, params)
+    described = sheet.describe(splits, params.prepare.classes)
+    _check(described, root / RAW / params.data.files.train_images.name)
+    writes = {}
+    for name, split in splits.items():
+        writes[arrays.images_path(root / PREPARED, name)] = arrays.writer(split.images)
+        writes[arrays.labels_path(root / PREPARED, name)] = arrays.writer(split.labels)
+    writes[root / SHEET] = partial(_write_text, text=sheet.to_json(described))
+    write_together(writes)
+    for name, split in splits.items():
+        print(f"{name}: {len(split.labels)} images")
+    for pair, found in described["duplicates"].items():
+        if found["count"]:
+            print(f"{pair}: {found['count']} images stand in both; see {SHEET}")
+
+
+def _splits(raw: Path, params: Params) -> dict[str, Split]:
+    files, num_classes = params.data.files, len(params.prepare.classes)
+    whole = _pair(raw, files.train_images, files.train_labels, num_classes)
+    test = _pair(raw, files.test_images, files.test_labels, num_classes)
+    if whole.images.shape[1:] != test.images.shape[1:]:
+        sizes = [" x ".join(map(str, split.images.shape[1:])) for split in (test, whole)]
+        problem = f"images are {sizes[0]}, those for training {sizes[1]}"
+        raise DataError(str(raw / files.test_images.name), problem, "Check data.files of params.yaml")
+    train, validation = stratified(whole.labels, params.prepare.validation_fraction, params.seed)
+    if not len(validation):
+        problem = "no class has two images, so the validation split would be empty"
+        raise DataError(str(raw / files.train_labels.name), problem, "Give more images")
+    return {
+        "train": Split(whole.images[train], whole.labels[train]),
+        "validation": Split(whole.images[validation], whole.labels[validation]),
+        "test": test,
+    }
+
+
+def _pair(raw: Path, images_file: RawFile, labels_file: RawFile, num_classes: int) -> Split:
+    images_path, labels_path = raw / images_file.name, raw / labels_file.name
+    split = Split(idx.read_images(images_path), idx.read_labels(labels_path, num_classes))
+    idx.check_pair(*split, images_path, labels_path)
+    return split
+
+
+def _check(described: dict[str, list[float]], path: Path) -> None:
+    if 0.0 in described["std"]:
+        channel = described["std"].index(0.0)
+        raise DataError(str(path), f"every pixel of channel {channel} is the same", "Give images that differ")
+
+
+def _write_text(file: BinaryIO, text: str) -> None:
+    file.write(text.encode())

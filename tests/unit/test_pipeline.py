@@ -1,0 +1,79 @@
+"""What is read from dvc.yaml, how a failed command is told, and the root of a project."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resflow import pipeline
+from resflow.errors import RETRYABLE, SetupError, StageError
+from resflow.stages import NAMES
+
+REPOSITORY = Path(__file__).parents[2]
+STAGES = {
+    "raw": {"cmd": "x", "outs": ["data/raw"]},
+    "arrays": {"cmd": "x", "deps": ["data/raw"], "outs": ["data/arrays", {"sheet.json": {"cache": False}}]},
+    "model": {"cmd": "x", "deps": ["code.py", "data/arrays/train.npy"], "metrics": [{"m.json": {"cache": False}}]},
+    "report": {"cmd": "x", "deps": ["m.json", "sheet.json"], "plots": ["p.csv"]},
+}
+
+
+def write(root: Path, stages: object) -> Path:
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    return root
+
+
+def test_the_stages_of_this_project_are_those_that_have_a_body() -> None:
+    assert tuple(pipeline.stage_names(REPOSITORY)) == NAMES
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(STAGES)])
+def test_a_stage_comes_after_those_whose_outputs_it_reads_also_in_part(order: tuple[str, ...], tmp_path: Path) -> None:
+    assert pipeline.stage_names(write(tmp_path, {name: STAGES[name] for name in order})) == [*STAGES]
+
+
+def test_what_a_commit_must_hold_is_all_that_the_stages_name(tmp_path: Path) -> None:
+    named = {"dvc.yaml", "dvc.lock", "params.yaml", "code.py", "data/raw", "m.json", "p.csv", "sheet.json"}
+    assert set(pipeline.recorded_files(write(tmp_path, STAGES))) == named | {"data/arrays", "data/arrays/train.npy"}
+
+
+@pytest.mark.parametrize("content", ["stages: [", "", "a: 1", "stages:"])
+def test_a_dvc_yaml_that_cannot_be_read_is_one_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(content)
+    with pytest.raises(SetupError, match=r"dvc\.yaml: cannot be read .*git checkout dvc\.yaml"):
+        pipeline.stage_names(tmp_path)
+
+
+def test_the_root_is_found_from_a_folder_below(tmp_path: Path) -> None:
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    with pytest.raises(SetupError, match="is not in a resflow project"):
+        pipeline.find_root(below)
+    write(tmp_path, {})
+    (tmp_path / "params.yaml").touch()
+    assert pipeline.find_root(below) == pipeline.find_root(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("lines", "said", "retryable"),
+    [
+        (
+            ["fetch: all sources: refused. Try later", "ERROR: exited with 75"],
+            "fetch: all sources: refused. Try later",
+            True,
+        ),
+        (["train: train: lr is 9. Lower it", "ERROR: exited with 1"], "train: train: lr is 9. Lower it", False),
+        (["ERROR: cannot stat model"], "train: cannot stat model. Its output is above", False),
+        (["Traceback"], "train: exit code 1. Its output is above", False),
+        (["ERROR: 'a' is busy, it is being blocked by PID 7"], "another DVC command is running", False),
+    ],
+)
+def test_a_failed_stage_is_told_in_its_own_words(lines: list[str], said: str, retryable: bool) -> None:
+    assert RETRYABLE == 75
+    error = pipeline._failure(said.partition(":")[0] if ": " in said else "train", 1, lines)
+    assert isinstance(error, StageError)
+    assert said in str(error)
+    assert error.retryable is retryable
