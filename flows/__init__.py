@@ -1,0 +1,1 @@
+"""What a user triggers or schedules: one Prefect flow per job."""

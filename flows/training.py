@@ -1,0 +1,88 @@
+"""The main job: bring the stages of dvc.yaml up to date, then judge, register and publish the model.
+
+By hand it is `resflow run`; on a schedule, `resflow schedule` or the deployment in prefect.yaml.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from resflow import params, pipeline, registry, storage, store
+from resflow.params import Params
+from resflow.stages.paths import METRICS
+from tasks import release as acts
+from tasks.stages import run_stage
+from tasks.summary import Release, Summary, show
+
+__all__ = ["training_pipeline", "with_overrides"]
+
+
+@flow(name="training-pipeline", description=__doc__, persist_result=False)
+def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = True) -> Summary:
+    """From raw data to a registered, published network.
+
+    Args:
+        overrides: Parameters for this run alone, by their dotted names in params.yaml, such as `{"train.lr": 0.1}`.
+            Such a run happens in a work tree of its own, so that your files stay as they are.
+        release: Whether to judge, register and publish the model once it is evaluated.
+    """
+    root = pipeline.find_root(Path.cwd())
+    registry.check(root)
+    endpoint = store.ready(root)
+    with _place(root, overrides or {}) as place:
+        settings = params.load(place / "params.yaml")
+        store.configure_dvc(place, endpoint)
+        env = {} if place == root else {"PYTHONPATH": str(place / "src")}
+        stages = [run_stage(place, name, env) for name in pipeline.stage_names(place)]
+        summary = Summary(
+            accuracy=_metric(place, "evaluate", "accuracy"),
+            parameters=_metric(place, "train", "parameters"),
+            stages=stages,
+            release=_release(place, settings, endpoint) if release else None,
+        )
+        show(place, summary)
+    return summary
+
+
+def _release(root: Path, settings: Params, endpoint: store.Endpoint) -> Release:
+    """Visible last: data, then the bundle, then the stage `prod`."""
+    acts.gate(root, settings.gate)
+    storage.ensure_bucket(endpoint, settings.store.bucket)
+    registered = acts.register(root)
+    pushed = acts.push(root, endpoint)
+    published = acts.publish(root, endpoint, settings.store.bucket, registered.version)
+    promoted = settings.registry.auto_promote and acts.promote(root, registered.version)
+    return Release(registered=registered, pushed=pushed, published=published, promoted=promoted)
+
+
+def with_overrides(root: Path, overrides: dict[str, Any]) -> str:
+    """The text of params.yaml with some of its values replaced, comments kept. Raises `ParamsError`."""
+    from ruamel.yaml import YAML
+
+    yaml, text = YAML(), io.StringIO()
+    yaml.dump(params.override(yaml.load(root / "params.yaml"), overrides, "overrides"), text)
+    params.parse(YAML(typ="safe").load(text.getvalue()), "overrides")
+    return text.getvalue()
+
+
+@contextmanager
+def _place(root: Path, overrides: dict[str, Any]) -> Iterator[Path]:
+    """Where the stages run: the project itself, or a work tree with the overridden parameters."""
+    if not overrides:
+        yield root
+        return
+    text = with_overrides(root, overrides)
+    commit = registry.snapshot(root, pipeline.recorded_files(root)).commit
+    with pipeline.worktree(root, commit, text) as folder:
+        yield folder
+
+
+def _metric(root: Path, name: str, key: str) -> Any:
+    return json.loads((root / METRICS / f"{name}.json").read_text())[key]

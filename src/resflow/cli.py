@@ -1,0 +1,448 @@
+"""The `resflow` command. Each function parses, calls and prints; the work is in the rooms below.
+
+Heavy packages are imported by the command that needs them, so that `resflow --help` answers at once. `resflow stage` is
+told here for `--help` alone: `resflow.__main__` runs it without this module. Tables and colours are `resflow.terminal`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resflow import terminal
+from resflow.errors import ResflowError
+
+__all__ = ["app", "main"]
+
+EXIT_CODES = {
+    0: "done",
+    1: "an error, told in one line on standard error",
+    2: "wrong usage",
+    3: "`resflow store status`: the store is not running",
+    75: "`resflow stage`: an error that may pass by itself, such as sources that do not answer",
+    130: "stopped with Ctrl-C",
+    143: "ended by SIGTERM",
+}
+
+
+def _examples(*lines: str) -> str:
+    return "**Examples**\n\n" + "\n".join(f"- `{line}`" for line in lines)
+
+
+app = typer.Typer(
+    help="Train residual networks, release them, and use them. In a clone of the project, `resflow run` does it all.",
+    epilog=_examples("resflow run", "resflow models list", "resflow predict digit.png")
+    + "\n\n**Exit codes**\n\n"
+    + "\n".join(f"- {code}: {meaning}" for code, meaning in EXIT_CODES.items()),
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+models = typer.Typer(
+    help="Versions of models: what there is, what runs in production, and where it came from.",
+    epilog=_examples("resflow models list", "resflow models show mnist-resnet@prod"),
+    no_args_is_help=True,
+)
+stores = typer.Typer(
+    help="The embedded S3-compatible store of this project.",
+    epilog=_examples("resflow store start", "resflow store status"),
+    no_args_is_help=True,
+)
+app.add_typer(models, name="models")
+app.add_typer(stores, name="store")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="NAME@VERSION", help="VERSION is v1.2.3, `latest`, or a stage such as `prod`.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-S", metavar="KEY=VALUE", help="A parameter for this run alone, such as train.lr=0.1; repeatable."
+    ),
+]
+ParamsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--params", metavar="FILE", help="A YAML file of parameters for this run alone; `experiments/` has some."
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line: one line for an error the user can mend, a traceback only for a bug."""
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        app()
+    except ResflowError as error:
+        terminal.error(str(error))
+        sys.exit(1)
+
+
+def _end(number: int, frame: object) -> None:
+    """Unwind on SIGTERM, so that stages end and locks are let go. Prefect calls this too, once it has noted the end."""
+    sys.exit(128 + number)
+
+
+@app.command(
+    epilog=_examples(
+        "resflow run",
+        "resflow run -S train.lr=0.1 -S train.epochs=5",
+        "resflow run --params experiments/article.yaml --no-release",
+    )
+)
+def run(
+    settings: Settings = None,
+    params_file: ParamsFile = None,
+    release: Annotated[bool, typer.Option(help="Judge, register and publish the model.")] = True,
+) -> None:
+    """Run the whole pipeline: data, training, evaluation, gate, registration, publication.
+
+    What is up to date is not run again. With --set or --params it runs in a work tree of its own, and your files
+    stay as they are.
+    """
+    from resflow import store
+
+    root = _root()
+    overrides = _overrides(settings or [], params_file)
+    _check_before(root, overrides, release)
+    if not os.environ.get("AWS_ENDPOINT_URL_S3"):
+        store.start(root, wait=False)  # it gets ready while Prefect is imported
+    os.chdir(root)
+    flow = _flow()
+    summary = flow(overrides=overrides or None, release=release)
+    terminal.table(summary.rows())
+    typer.echo("")
+    typer.echo("Next:  resflow models list  ·  resflow predict IMAGE  ·  dvc plots show  ·  dvc metrics show")
+    if not os.environ.get("AWS_ENDPOINT_URL_S3"):
+        typer.echo("The store stays up for `dvc pull` and `resflow models pull`; `resflow store stop` ends it.")
+
+
+@app.command(epilog=_examples("resflow stage train"))
+def stage(name: Annotated[str, typer.Argument(help="fetch, prepare, train or evaluate.")]) -> None:
+    """Run the body of one stage of dvc.yaml, up to date or not. `dvc repro` calls this; you rarely will."""
+    from resflow.stages import main as run_stage
+
+    sys.exit(run_stage(name))
+
+
+@app.command(epilog=_examples("resflow predict digit.png", "resflow predict *.jpg --model mnist-resnet@prod --json"))
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG or JPEG files of any size.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="NAME@VERSION, or the path of a .safetensors file.", show_default="the model that was trained last"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images: class, probability, and the three most probable classes.
+
+    Dark strokes on a light ground are inverted, since the networks learnt light on dark; the output says where.
+    """
+    path = _model_path(model)  # before torch is imported: a wrong name is told at once
+    from resflow.evaluation.predict import predict as classify
+
+    predictions = classify(images, path)
+    if as_json:
+        _print_json([_prediction(one) for one in predictions])
+        return
+    rows = []
+    for one in predictions:
+        top = ", ".join(f"{label} {probability:.1%}" for label, probability in one.top)
+        note = "inverted: dark on light" if one.inverted else ""
+        rows.append((str(one.path), one.label, f"{one.probability:.1%}", top, note))
+    terminal.table(rows, "image", "class", "probability", "top 3", "note")
+
+
+@models.command("list", epilog=_examples("resflow models list", "resflow models list --json"))
+def list_models(as_json: Json = False) -> None:
+    """Every version, the newest first, and the stages they are in."""
+    from resflow import registry
+
+    versions = sorted(registry.versions(_root()), key=lambda version: version.created_at, reverse=True)
+    if as_json:
+        _print_json([_version(one) for one in versions])
+        return
+    if not versions:
+        typer.echo("No version yet. `resflow run` makes the first.")
+        return
+    rows = [
+        (str(one), ", ".join(one.stages), f"{one.created_at:%Y-%m-%d %H:%M %Z}", one.commit[:12], one.message)
+        for one in versions
+    ]
+    terminal.table(rows, "version", "stages", "made", "commit", "message")
+
+
+@models.command(epilog=_examples("resflow models show mnist-resnet@prod", "resflow models show mnist-resnet --json"))
+def show(reference: Reference, as_json: Json = False) -> None:
+    """One version: its metrics, and the commit, parameters, data and code that made it."""
+    from dataclasses import asdict
+
+    from resflow import registry
+
+    root = _root()
+    version = registry.resolve(root, reference)
+    lineage = registry.lineage(root, version)
+    if as_json:
+        _print_json({**_version(version), "lineage": asdict(lineage)})
+        return
+    rows = [
+        ("version", str(version)),
+        ("stages", ", ".join(version.stages) or "none"),
+        ("made", f"{version.created_at:%Y-%m-%d %H:%M %Z}"),
+        ("commit", f"{version.commit} (get it with `git checkout {version} && dvc pull`)"),
+        ("made on", f"{(lineage.parent or 'the first commit')[:12]} {' '.join(lineage.branches)}".strip()),
+    ]
+    rows += [(f"params {key}", f"{before} -> {after}") for key, (before, after) in lineage.params.items()]
+    for kind, entries in (("data", lineage.data), ("code", lineage.code)):
+        rows += [(f"{kind} {path}", digest) for path, digest in entries.items()]
+    for path, values in lineage.metrics.items():
+        figures = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        rows.append((path, "  ".join(f"{key} {value:g}" for key, value in figures.items())))
+    terminal.table(rows)
+
+
+@models.command(epilog=_examples("resflow models pull mnist-resnet@prod --to release"))
+def pull(
+    reference: Reference,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the bundle; made where it is missing.")],
+) -> None:
+    """Download a published bundle and verify each file against its manifest. Starts the embedded store if need be."""
+    from resflow import registry, storage, store
+
+    root = _root()
+    version = registry.resolve(root, reference)
+    bucket = _params(root).store.bucket
+    files = storage.pull(store.ready(root), bucket, f"models/{version.name}/{version.version}", to)
+    typer.echo(f"{len(files)} files of {version} are in {to}, each verified by its SHA-256")
+
+
+@models.command(epilog=_examples("resflow models promote mnist-resnet@v0.1.0"))
+def promote(reference: Reference, stage: Annotated[str, typer.Option(help="The stage to give it.")] = "prod") -> None:
+    """Give a version a stage; whoever asks for NAME@prod gets it from then on. An older version can come back so."""
+    from resflow import registry
+
+    root = _root()
+    version = registry.resolve(root, reference)
+    changed = registry.promote(root, version.name, version.version, stage)
+    typer.echo(f"{version} is in {stage} now" if changed else f"{version} is in {stage} already; nothing changed")
+
+
+@app.command(
+    epilog=_examples('resflow schedule --cron "0 2 * * *"', "resflow schedule --interval 3600 -S train.epochs=5")
+)
+def schedule(
+    cron: Annotated[str | None, typer.Option(help='When to run, such as "0 2 * * *" for two at night, in UTC.')] = None,
+    interval: Annotated[int | None, typer.Option(help="Seconds from one run to the next.", min=60)] = None,
+    settings: Settings = None,
+    params_file: ParamsFile = None,
+    name: Annotated[str, typer.Option(help="Name of the deployment.")] = "scheduled",
+) -> None:
+    """Serve the pipeline on a schedule, until stopped with Ctrl-C or SIGTERM.
+
+    Needs a Prefect server: `prefect server start`, and PREFECT_API_URL as it says. One run at a time; parameters
+    can be overridden for a run from the server's UI too. docs/scheduling.md tells more.
+    """
+    if (cron is None) == (interval is None):
+        raise typer.BadParameter("give either --cron or --interval")
+    os.chdir(_root())
+    overrides = _overrides(settings or [], params_file)
+    _check_server(needed=True)
+    from flows.schedule import serve
+
+    serve(name, overrides, cron=cron, interval=interval)
+
+
+@stores.command(epilog=_examples("resflow store start", "resflow store start --port 9000"))
+def start(
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port of the S3 interface; remembered.", min=1, max=65535, show_default="a free one"),
+    ] = None,
+) -> None:
+    """Start the store in the background and make its bucket."""
+    from resflow import storage, store
+
+    root = _root()
+    bucket = _params(root).store.bucket
+    endpoint = store.start(root, port)
+    storage.ensure_bucket(endpoint, bucket)
+    store.configure_dvc(root, endpoint)
+    typer.echo(f"The store answers at {endpoint.url}; `resflow store stop` ends it")
+
+
+@stores.command(epilog=_examples("resflow store stop"))
+def stop() -> None:
+    """Stop the store; its objects stay."""
+    from resflow import store
+
+    typer.echo("The store has stopped" if store.stop(_root()) else "The store was not running")
+
+
+@stores.command(epilog=_examples("resflow store status"))
+def status() -> None:
+    """Whether the store runs, where, and how much it holds. Exit code 3 where it does not run."""
+    from resflow import store
+
+    found = store.status(_root())
+    if not found.running:
+        typer.echo("The store is not running; `resflow store start` starts it")
+        raise typer.Exit(3)
+    typer.echo(
+        f"The store answers at {found.url} (process {found.pid}); {found.bytes_used / 1e6:.1f} MB in {found.data}"
+    )
+
+
+@app.command(
+    epilog=_examples("resflow schema > docs/params.schema.json", "resflow schema --markdown > docs/parameters.md")
+)
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a page for people instead.")] = False,
+) -> None:
+    """Print the JSON schema of params.yaml, which gives editors completion."""
+    from resflow import params, reference
+
+    if markdown:
+        typer.echo(reference.markdown(), nl=False)
+    else:
+        _print_json(params.schema())
+
+
+@app.command(epilog=_examples("resflow doctor"))
+def doctor() -> None:
+    """Check what the pipeline needs on this machine, and say how to mend what is wrong.
+
+    A note is about something that the pipeline runs without.
+    """
+    from resflow.doctor import examine
+
+    findings = examine(Path.cwd())
+    rows = [
+        ("ok" if one.ok else "note" if one.optional else "bad", one.what, one.finding, one.mend) for one in findings
+    ]
+    terminal.table(rows, "", "what", "finding", "how to mend it")
+    if any(not one.ok and not one.optional for one in findings):
+        raise typer.Exit(1)
+
+
+def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
+    """Refuse within a second what would otherwise fail after minutes of training."""
+    from resflow import params, registry, storage, store
+
+    path = root / "params.yaml"
+    settings = params.load(path)
+    if overrides:
+        settings = params.parse(params.override(params.read(path), overrides, "--set or --params"), "--set or --params")
+    registry.check(root)
+    if release and os.environ.get("AWS_ENDPOINT_URL_S3"):
+        storage.ensure_bucket(store.endpoint(root), settings.store.bucket)
+
+
+def _flow() -> Any:
+    """The training flow, with Prefect quiet on this terminal: the stages' own lines are shown instead."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    _check_server(needed=False)
+    from flows.training import training_pipeline
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(lambda record: bool(getattr(record, "resflow", False)))
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for logger in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(logger).addHandler(handler)
+    return training_pipeline
+
+
+def _check_server(needed: bool) -> None:
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    # its first start lays out a database: 13 s here, and longer than the usual limit of 20 s on a busy machine
+    patient = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    for name, value in {**quiet, **patient}.items():
+        os.environ.setdefault(name, value)
+    from flows.server import check
+
+    check(needed)
+
+
+def _overrides(settings: list[str], file: Path | None) -> dict[str, Any]:
+    """`--params` and `--set` as keys and values; the latter win."""
+    from resflow import params
+    from resflow.errors import ParamsError
+
+    changes: dict[str, Any] = {}
+    if file:
+        tree = params.read(file)
+        if not isinstance(tree, dict):
+            raise ParamsError(str(file), "holds no parameters", "See experiments/ for examples")
+        changes.update(tree)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ParamsError(f"--set {setting}", "is not KEY=VALUE", "Write it like -S train.lr=0.1")
+        changes[key] = params.value(text, f"--set {setting}")
+    return changes
+
+
+def _model_path(model: str | None) -> Path:
+    """A file as it is; a version's model from the store, kept beside the project's state; by default the project's."""
+    from resflow import registry, storage, store
+    from resflow.stages.paths import MODEL, STATE
+
+    if model is None:
+        return _root() / MODEL
+    if "@" not in model or model.endswith(MODEL.suffix) or Path(model).exists():
+        return Path(model)
+    root = _root()
+    version = registry.resolve(root, model)
+    folder = root / STATE / "models" / str(version)
+    if not folder.is_dir():
+        storage.pull(store.ready(root), _params(root).store.bucket, f"models/{version.name}/{version.version}", folder)
+    return folder / MODEL.name
+
+
+def _root() -> Path:
+    from resflow import pipeline
+
+    return pipeline.find_root(Path.cwd())
+
+
+def _params(root: Path) -> Any:
+    from resflow import params
+
+    return params.load(root / "params.yaml")
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _version(version: Any) -> dict[str, Any]:
+    return {
+        "name": version.name,
+        "version": version.version,
+        "stages": list(version.stages),
+        "created_at": version.created_at.isoformat(),
+        "commit": version.commit,
+        "message": version.message,
+    }
+
+
+def _prediction(one: Any) -> dict[str, Any]:
+    return {
+        "path": str(one.path),
+        "class": one.label,
+        "probability": one.probability,
+        "top": [{"class": label, "probability": probability} for label, probability in one.top],
+        "inverted": one.inverted,
+        "centred": one.centred,
+    }

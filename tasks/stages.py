@@ -1,0 +1,34 @@
+"""The task that runs one stage of dvc.yaml, its output streamed as logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from resflow import pipeline
+from resflow.errors import ResflowError
+from resflow.pipeline import StageRun
+
+__all__ = ["can_help", "log", "run_stage"]
+
+
+def can_help(task: Any, run: Any, state: Any) -> bool:
+    """Whether trying a failed task again may help: for an error that says so, never for a bug or bad parameters."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, ResflowError) and error.retryable
+
+
+def log(line: str) -> None:
+    """Show a line to whoever watches the run: in Prefect's logs, and on the terminal of `resflow run`."""
+    get_run_logger().info(line, extra={"resflow": True})
+
+
+@task(task_run_name="{name}", retries=1, retry_delay_seconds=3, retry_condition_fn=can_help, cache_policy=NO_CACHE)
+def run_stage(root: Path, name: str, env: Mapping[str, str]) -> StageRun:
+    """Bring one stage up to date. Raises `StageError`."""
+    return pipeline.run_stage(root, name, log, env)

@@ -1,0 +1,156 @@
+"""`resflow doctor` on machines that are well, lack something optional, or lack something needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from resflow.doctor import Finding, examine
+from resflow.storage import Endpoint
+from tests.conftest import Project, make_project, stop_store
+
+pytestmark = pytest.mark.integration
+
+WORDS = "Python packages disk project git git-identity repository params.yaml store credentials Prefect Ray npm GPU"
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Project]:
+    """A project in which nothing ran; a test that spoils it puts it right again."""
+    project = make_project(tmp_path_factory.mktemp("doctor") / "project", home)
+    yield project
+    stop_store(project)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing of the caller's about clusters, servers and git."""
+    for name in [name for name in os.environ if name.startswith(("RAY_", "PREFECT_", "AWS_", "GIT_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    return monkeypatch
+
+
+def found(start: Path) -> dict[str, Finding]:
+    return {one.what: one for one in examine(start)}
+
+
+def bad(findings: dict[str, Finding]) -> list[str]:
+    assert all(one.ok or one.mend for one in findings.values())
+    return [what for what, one in findings.items() if not one.ok and not one.optional]
+
+
+def test_a_fresh_clone_is_well_and_what_is_optional_is_a_note(made: Project) -> None:
+    findings = found(made.root)
+    assert [what.replace(" ", "-") for what in findings] == WORDS.split()
+    assert bad(findings) == []
+    assert not findings["store"].ok
+    assert "`resflow run` starts it" in findings["store"].finding
+
+
+def test_the_command_shows_a_line_for_each_finding_and_no_secret(made: Project) -> None:
+    made.run("resflow", "store", "start")
+    done = made.run("resflow", "doctor")
+    made.run("resflow", "store", "stop")
+    lines = done.out.splitlines()
+    assert len(lines) == 1 + len(WORDS.split())
+    assert {line.split()[0] for line in lines[1:]} <= {"ok", "note"}
+    assert any(line.startswith("ok    store         embedded, answers at http://127.0.0.1:") for line in lines)
+    settings = json.loads((made.root / ".resflow" / "store.json").read_text())
+    assert not any(settings[key] in done.out for key in ("access_key", "secret_key"))
+
+
+def test_the_command_ends_with_code_1_where_something_needed_is_bad(made: Project, tmp_path: Path) -> None:
+    elsewhere = Project(tmp_path, made.home, {"PYTHONPATH": made.env()["PYTHONPATH"]})
+    done = elsewhere.run("resflow", "doctor", code=1)
+    line = next(line for line in done.out.splitlines() if line.startswith("bad"))
+    assert "is not in a resflow project" in line
+    assert line.endswith("Change into a clone of the project")
+
+
+def test_bad_parameters_are_told(made: Project, tmp_path: Path) -> None:
+    shutil.copytree(made.root, tmp_path / "project", symlinks=True)
+    project = Project(tmp_path / "project", made.home)
+    project.edit(train__lr=-1)
+    findings = found(project.root)
+    assert bad(findings) == ["params.yaml"]
+    assert "parameter 'train.lr' is -1" in findings["params.yaml"].finding
+
+
+def test_without_git_history_the_repository_is_bad(made: Project) -> None:
+    (made.root / ".git").rename(made.root / ".nogit")
+    findings = found(made.root)
+    (made.root / ".nogit").rename(made.root / ".git")
+    assert bad(findings) == ["repository"]
+    assert "git init" in findings["repository"].mend
+    assert not findings["git identity"].ok
+
+
+def test_without_a_name_in_git_it_says_whose_is_used(made: Project) -> None:
+    made.git("config", "--unset", "user.name")
+    findings = found(made.root)
+    made.git("config", "user.name", "Ada")
+    assert bad(findings) == []
+    assert "under resflow's own" in findings["git identity"].finding
+
+
+def test_another_store_is_asked_with_these_keys_for_the_bucket(
+    made: Project, store: tuple[Path, Endpoint], machine: pytest.MonkeyPatch
+) -> None:
+    for name, value in store[1].environment().items():
+        machine.setenv(name, value)
+    findings = found(made.root)
+    assert bad(findings) == []
+    assert findings["store"].finding.endswith("answers with these keys and has the bucket resflow")
+    machine.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    findings = found(made.root)
+    assert bad(findings) == ["store"]
+    assert "refuses the keys" in findings["store"].finding
+
+
+def test_servers_that_are_named_but_do_not_answer_are_bad(made: Project, machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("AWS_ENDPOINT_URL_S3", f"http://{NOBODY}")
+    machine.setenv("AWS_ACCESS_KEY_ID", "only this one")
+    machine.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    machine.setenv("PREFECT_API_URL", f"http://ada:secret@{NOBODY}/api")
+    machine.setenv("RAY_ADDRESS", NOBODY)
+    findings = found(made.root)
+    assert bad(findings) == ["store", "credentials", "Prefect", "Ray"]
+    assert "AWS_SECRET_ACCESS_KEY is not" in findings["credentials"].finding
+    assert "nothing answers there" in findings["Ray"].finding
+    assert "secret" not in findings["Prefect"].finding
+
+
+def test_a_cluster_is_asked_for_and_so_is_its_token(made: Project, machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine.setenv("HOME", str(tmp_path))
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        machine.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        assert "holds no token" in found(made.root)["Ray"].finding
+        machine.setenv("RAY_AUTH_TOKEN", "very secret")
+        findings = found(made.root)
+    assert bad(findings) == []
+    assert "token from RAY_AUTH_TOKEN" in findings["Ray"].finding
+    assert "very secret" not in str(findings)
+
+
+def test_keys_that_others_can_read_are_bad(made: Project) -> None:
+    keys = made.root / ".resflow" / "store.json"
+    keys.parent.mkdir(exist_ok=True)
+    existed = keys.exists()
+    keys.touch()
+    keys.chmod(0o644)
+    findings = found(made.root)
+    keys.chmod(0o600)
+    if not existed:
+        keys.unlink()
+    assert "credentials" in bad(findings)
+    assert findings["credentials"].mend == f"`chmod 600 {keys}`"

@@ -1,0 +1,329 @@
+"""The flow on a real Prefect server: deployed to a work pool, overridden, served on a schedule, failed, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.conftest import Project, stop_store
+
+pytestmark = pytest.mark.integration
+
+NIGHTLY = "training-pipeline/nightly"
+STAGES = ["fetch", "prepare", "train", "evaluate"]
+LAX = {"gate.min_accuracy": 0.0, "gate.max_accuracy_drop": 1.0}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[str]:
+    """The address of a Prefect server of these tests' own."""
+    folder = tmp_path_factory.mktemp("prefect")
+    project = Project(folder, home, {"PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"})
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    with running(project, "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)):
+        wait_for(lambda: answers(f"{url}/health"), "the server to answer")
+        yield url
+
+
+@pytest.fixture(scope="module")
+def deployed(released: Project, server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A copy of `released` with a Prefect server."""
+    root = tmp_path_factory.mktemp("deployed") / "project"
+    shutil.copytree(released.root, root, ignore=shutil.ignore_patterns(".resflow"), symlinks=True)
+    home = tmp_path_factory.mktemp("prefect-home")
+    made = replace(released, root=root, environment={"PREFECT_API_URL": server, "PREFECT_HOME": str(home)})
+    yield made
+    stop_store(made)
+
+
+@contextmanager
+def running(project: Project, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in a session of its own, which is ended by id; its output goes to a file beside the project."""
+    log = project.root.parent / f"{command[0]}-{time.monotonic_ns()}.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=project.root,
+            env=project.env(**environment),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    process.said = log.read_text  # type: ignore[attr-defined]
+    try:
+        yield process
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def wait_for(done: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    """The first true answer of `done`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := done():
+            return answer
+        time.sleep(0.3)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def ask(server: str, what: str, **query: Any) -> Any:
+    return httpx.post(f"{server}/{what}/filter", json=query, timeout=20).raise_for_status().json()
+
+
+def deployment(server: str, name: str) -> Any:
+    answer = httpx.get(f"{server}/deployments/name/{name}", timeout=20)
+    return answer.json() if answer.is_success else None
+
+
+def trigger(server: str, name: str, **parameters: Any) -> str:
+    """Start a run of a deployment as the UI does; returns its id."""
+    made = deployment(server, name)
+    body = {"parameters": {**made["parameters"], **parameters}, "state": {"type": "SCHEDULED"}}
+    answer = httpx.post(f"{server}/deployments/{made['id']}/create_flow_run", json=body, timeout=20)
+    return str(answer.raise_for_status().json()["id"])
+
+
+def state(server: str, run: str) -> str:
+    return str(httpx.get(f"{server}/flow_runs/{run}", timeout=20).json()["state_type"])
+
+
+def ended(server: str, run: str) -> str:
+    final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    return str(wait_for(lambda: (now := state(server, run)) in final and now, "the run to end"))
+
+
+def latest_run(server: str) -> Any:
+    (run,) = ask(server, "flow_runs", sort="START_TIME_DESC", limit=1)
+    return run
+
+
+def logs(server: str, run: str) -> list[str]:
+    of_run = {"flow_run_id": {"any_": [run]}}
+    return [line["message"] for line in ask(server, "logs", logs=of_run, sort="TIMESTAMP_ASC")]
+
+
+def work_of(project: Project) -> list[str]:
+    """Command lines of living processes of flow runs and stages that work in the project, found by their folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            folder, words = (process / "cwd").readlink(), (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        line = b" ".join(words).decode(errors="replace")
+        if folder.is_relative_to(project.root) and "weed" not in line and line:
+            found.append(line)
+    return found
+
+
+def nobody_works(project: Project) -> None:
+    wait_for(lambda: not work_of(project), f"these to end: {work_of(project)}", 10)
+
+
+def snapshot(project: Project) -> tuple[str, ...]:
+    """What a run with overrides must leave alone."""
+    texts = [(project.root / name).read_text() for name in ("params.yaml", "dvc.lock", "metrics/evaluate.json")]
+    git = [["branch", "--show-current"], ["rev-parse", "HEAD"], ["status", "--porcelain"], ["ls-files", "--stage"]]
+    return (*texts, *(project.git(*words) for words in git))
+
+
+# --- deployments -----------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_runs_the_declared_deployment_with_a_parameter_of_its_own(deployed: Project, server: str) -> None:
+    before, tags = snapshot(deployed), deployed.git("tag")
+    with running(deployed, "prefect", "worker", "start", "--pool", "resflow", "--type", "process"):
+        wait_for(lambda: ask(server, "work_pools"), "the worker to make its pool")
+        done = deployed.run("prefect", "--no-prompt", "deploy", "--all")
+        assert "successfully" in done.out
+        made = deployment(server, NIGHTLY)
+        assert made["work_pool_name"] == "resflow"
+        assert [one["schedule"]["cron"] for one in made["schedules"]] == ["0 2 * * *"]
+        assert made["global_concurrency_limit"]["limit"] == 1
+        run = trigger(server, NIGHTLY, overrides={"train.epochs": 1, **LAX})
+        assert ended(server, run) == "COMPLETED", "\n".join(logs(server, run))
+
+    tasks = ask(server, "task_runs", flow_runs={"id": {"any_": [run]}}, sort="EXPECTED_START_TIME_ASC")
+    assert [task["name"] for task in tasks] == [*STAGES, "gate", "register", "push", "publish", "promote"]
+    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+    said = logs(server, run)
+    assert any(line.startswith("epoch 1/1  loss ") for line in said)
+    assert any(line.startswith("test accuracy ") for line in said)
+    assert not [line for line in said if "git add" in line or "lock file" in line or line.startswith("> ")]
+    made = {one["key"]: one for one in ask(server, "artifacts", artifacts={"flow_run_id": {"any_": [run]}})}
+    assert set(made) == {"summary", "metrics", "bundle"}
+    assert "| test accuracy |" in made["summary"]["data"]
+    assert [row["class"] for row in json.loads(made["metrics"]["data"])] == [str(digit) for digit in range(10)]
+    assert "s3://resflow/models/mnist-resnet/v0.1.1/" in made["bundle"]["data"]
+
+    assert snapshot(deployed) == before
+    (tag,) = set(deployed.git("tag").split()) - set(tags.split()) - {"mnist-resnet#prod#2"}
+    assert yaml.safe_load(deployed.git("show", f"{tag}:params.yaml"))["train"]["epochs"] == 1
+    assert deployed.git("worktree", "list").count("\n") == 0
+
+
+def test_a_schedule_runs_what_is_triggered_and_ends_with_its_run_when_told(deployed: Project, server: str) -> None:
+    with running(
+        deployed, "resflow", "schedule", "--cron", "30 4 * * 1", "-S", "gate.max_accuracy_drop=1.0"
+    ) as process:
+        made = wait_for(lambda: deployment(server, "training-pipeline/scheduled"), "the deployment")
+        assert [one["schedule"]["cron"] for one in made["schedules"]] == ["30 4 * * 1"]
+        assert made["parameters"] == {"overrides": {"gate.max_accuracy_drop": 1.0}}
+        run = trigger(server, "training-pipeline/scheduled", overrides=None, release=False)
+        assert ended(server, run) == "COMPLETED", "\n".join(logs(server, run))
+        long = trigger(server, "training-pipeline/scheduled", overrides={"train.epochs": 900})
+        wait_for(lambda: any("epoch 1/900" in line for line in work_lines(process)), "training to begin")
+        os.kill(process.pid, signal.SIGTERM)
+        process.wait(15)
+    assert process.returncode == 0
+    assert state(server, long) == "CANCELLED"
+    nobody_works(deployed)
+    assert deployment(server, "training-pipeline/scheduled")["paused"]
+
+
+def test_an_interval_is_served_until_ctrl_c(deployed: Project, server: str) -> None:
+    with running(deployed, "resflow", "schedule", "--interval", "3600", "--name", "hourly") as process:
+        made = wait_for(lambda: deployment(server, "training-pipeline/hourly"), "the deployment")
+        assert [one["schedule"]["interval"] for one in made["schedules"]] == [3600.0]
+        wait_for(lambda: "Ctrl-C" in process.said(), "the command to say how to stop it")  # type: ignore[attr-defined]
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(10)
+    assert process.returncode == 130
+    assert "Traceback" not in process.said()  # type: ignore[attr-defined]
+    nobody_works(deployed)
+
+
+def work_lines(process: Any) -> list[str]:
+    return str(process.said()).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cron", "0 2 *"], "error: --cron '0 2 *': is no cron schedule"),
+        (["--interval", "60", "-S", "train.epoch=3"], "Did you mean 'train.epochs'?"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_at_once(deployed: Project, options: list[str], said: str) -> None:
+    done = deployed.run("resflow", "schedule", *options, code=1)
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+# --- no server, a dead one -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["run"], ["schedule", "--interval", "60"]])
+def test_a_server_that_does_not_answer_is_one_error(released: Project, command: list[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    done = released.run("resflow", *command, code=1, timeout=30, PREFECT_API_URL=url)
+    assert done.err.startswith(f"error: PREFECT_API_URL={url}: no Prefect server answers there")
+    assert done.err.count("\n") == 1
+
+
+def test_a_schedule_without_a_server_says_how_to_start_one(released: Project) -> None:
+    done = released.run("resflow", "schedule", "--interval", "60", code=1, timeout=30)
+    assert done.err.startswith(
+        "error: PREFECT_API_URL: is not set, and a schedule needs a Prefect server. Start one with"
+    )
+    assert done.err.count("\n") == 1
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_stage_and_a_failed_gate_are_one_line_and_release_nothing(deployed: Project, server: str) -> None:
+    tags, published = deployed.git("tag"), bundles(deployed)
+    done = deployed.run("resflow", "run", "-S", "gate.min_accuracy=0.999", code=1)
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("error: gate: ")
+    assert "Running stage" not in done.out, "a limit of the gate is no reason to train again"
+    assert "Nothing was registered" in done.err
+    assert latest_run(server)["state_type"] == "FAILED"
+
+    source = Path(yaml.safe_load((deployed.root / "params.yaml").read_text())["data"]["sources"][0])
+    broken = deployed.root.parent / "broken"
+    shutil.copytree(source, broken)
+    (broken / "train-images-idx3-ubyte").write_bytes(b"no images")
+    shutil.rmtree(deployed.root / "data" / "raw")
+    shutil.rmtree(deployed.root / ".dvc" / "cache")
+    deployed.edit(data__sources=[str(broken)])
+    done = deployed.run("resflow", "run", code=1)
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("error: fetch: ")
+    assert "train-images-idx3-ubyte" in done.err
+    assert "Traceback" not in done.out
+    assert latest_run(server)["state_type"] == "FAILED"
+    assert (deployed.git("tag"), bundles(deployed)) == (tags, published)
+
+
+def bundles(project: Project) -> set[str]:
+    """Versions that can be pulled."""
+    listed = json.loads(project.run("resflow", "models", "list", "--json").out)
+    return {one["version"] for one in listed}
+
+
+# --- stopped and killed ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_same_bits(
+    copied: Project, server: str
+) -> None:
+    project = replace(copied, environment={"PREFECT_API_URL": server})
+    project.edit(train__epochs=60)
+    stops = ((signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 4), (signal.SIGKILL, -9, 6))
+    for number, code, epoch in stops:
+        with running(project, "resflow", "run", "--no-release") as process:
+            wait_for(lambda: any(f"epoch {epoch}/60" in line for line in work_lines(process)), "training to go on")  # noqa: B023
+            (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
+            process.wait(20)
+        said = "\n".join(work_lines(process))
+        assert process.returncode == code, said
+        assert "Traceback" not in said
+        assert ("epoch 1/60" in said) == (number is signal.SIGINT), "every later one goes on from a checkpoint"
+        nobody_works(project)
+    done = project.run("resflow", "run", "--no-release")
+    assert "epoch 1/60" not in done.out
+    assert "epoch 60/60" in done.out
+    stopped = lock(project)
+    project.run("dvc", "repro", "--force", "--single-item", "train")
+    assert lock(project) == stopped
+
+
+def lock(project: Project) -> Any:
+    return yaml.safe_load((project.root / "dvc.lock").read_text())

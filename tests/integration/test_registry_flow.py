@@ -1,0 +1,154 @@
+"""Versions as `resflow run` makes them: found from another clone, made of exactly what ran, made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from resflow import store
+
+if TYPE_CHECKING:
+    from tests.conftest import Project
+
+pytestmark = pytest.mark.integration
+
+NAME, FIRST, SECOND = "mnist-resnet", "v0.1.0", "v0.1.1"
+MODEL = "models/model.safetensors"
+
+
+def another_clone(project: Project, into: Path) -> Project:
+    """A clone as another person makes it, with the keys of the store in the environment."""
+    subprocess.run(["git", "clone", "-q", str(project.root), str(into)], check=True, capture_output=True)
+    return replace(
+        project, root=into, environment={**project.environment, **store.endpoint(project.root).environment()}
+    )
+
+
+def sums(root: Path, folder: str) -> dict[str, str]:
+    files = [path for path in sorted((root / folder).rglob("*")) if path.is_file()]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def untouched(project: Project) -> tuple[object, ...]:
+    """All that a run must leave as it is: HEAD, branches, index, and the user's own files."""
+    index = (project.root / ".git/index").read_bytes()
+    listed = project.git("ls-files", "-z", "--cached").split("\0")
+    files = {name: (project.root / name).read_bytes() for name in listed if name and (project.root / name).is_file()}
+    head = (project.root / ".git/HEAD").read_text()
+    return head, project.git("for-each-ref", "refs/heads"), project.git("stash", "list"), index, files
+
+
+def test_a_version_is_found_and_fetched_from_another_clone(released: Project, tmp_path: Path) -> None:
+    other = another_clone(released, tmp_path / "other")
+    assert NAME in (shown := other.run("gto", "show").out)
+    assert FIRST in shown
+    assert "prod" in shown
+    history = other.run("gto", "history", NAME).out
+    assert "registration" in history
+    assert "assignment" in history
+
+    wanted = (released.root / MODEL).read_bytes()
+    for name, revision in (("by-version", ["--rev", FIRST]), ("by-stage", ["--stage", "prod"])):
+        other.run("dvc", "artifacts", "get", str(released.root), NAME, *revision, "--out", str(tmp_path / name))
+        found = tmp_path / name
+        assert (found if found.is_file() else next(found.rglob("*.safetensors"))).read_bytes() == wanted
+
+    other.run("git", "checkout", "-q", f"{NAME}@{FIRST}")
+    other.run("dvc", "pull")
+    assert (other.root / MODEL).read_bytes() == wanted
+    for folder in ("data/raw", "data/prepared", "metrics", "plots"):
+        assert sums(other.root, folder) == sums(released.root, folder)
+    assert "up to date" in other.run("dvc", "status").out
+    assert other.git("status", "--porcelain") == ""
+
+
+def test_a_run_makes_a_version_of_exactly_what_ran_and_touches_nothing_of_the_users(copied: Project) -> None:
+    # a detached HEAD without an identity; edited parameters, a staged and an unstaged edit, new code that git lacks
+    for key in ("user.name", "user.email"):
+        copied.git("config", "--unset", key)
+    copied.git("checkout", "-q", "--detach")
+    head = copied.git("rev-parse", "HEAD")
+    copied.edit(train__lr=0.12, gate__max_accuracy_drop=1.0)
+    new = copied.root / "src/resflow/training/extra.py"
+    new.write_text("PRESENT = True\n")
+    loop = copied.root / "src/resflow/training/loop.py"
+    loop.write_text(loop.read_text() + "\nfrom resflow.training import extra  # noqa\n")
+    declared = (copied.root / "dvc.yaml").read_text()
+    entry = "      - src/resflow/training/loop.py\n"
+    (copied.root / "dvc.yaml").write_text(declared.replace(entry, f"      - src/resflow/training/extra.py\n{entry}"))
+    (copied.root / "README.md").write_text("Mine, staged\n")
+    copied.git("add", "README.md")
+    (copied.root / "notes.txt").write_text("Mine, unknown to git")
+    before = untouched(copied)
+
+    said = copied.run("resflow", "run").out
+
+    assert untouched(copied) == before
+    assert f"{NAME}@{SECOND}" in said
+    assert "made under the name of resflow" in said
+    shown = json.loads(copied.run("resflow", "models", "show", f"{NAME}@{SECOND}", "--json").out)
+    commit = shown["commit"]
+    assert shown["lineage"]["parent"] == head
+    assert shown["lineage"]["params"] == {"train.lr": [0.1, 0.12], "gate.max_accuracy_drop": [0.002, 1.0]}
+    assert shown["stages"] == ["prod"]
+    assert copied.git("log", "-1", "--format=%an", commit) == "resflow"
+    held = copied.git("ls-tree", "-r", "--name-only", commit).splitlines()
+    assert "notes.txt" not in held
+    wanted = ["dvc.lock", "dvc.yaml", "params.yaml", "src/resflow/training/extra.py", "src/resflow/training/loop.py"]
+    for name in [*wanted, "metrics/evaluate.json", "plots/train/curves.csv", "data/datasheet.json"]:
+        blob = subprocess.run(["git", "show", f"{commit}:{name}"], cwd=copied.root, capture_output=True, check=True)
+        assert blob.stdout == (copied.root / name).read_bytes(), name
+    assert "(production has 0." in said, "the gate did not compare with production"
+    _check_that_a_second_run_does_nothing(copied)
+
+
+def _check_that_a_second_run_does_nothing(project: Project) -> None:
+    """Also after edits that change no stage: a text and a comment."""
+    (project.root / "README.md").write_text("Other words\n")
+    text = (project.root / "params.yaml").read_text()
+    (project.root / "params.yaml").write_text(f"# a comment\n{text}")
+    tags, lock = project.git("tag"), (project.root / "dvc.lock").read_bytes()
+    written = (project.root / MODEL).stat().st_mtime_ns
+    objects = stored(project)
+
+    said = project.run("resflow", "run").out
+
+    assert said.count("up to date, nothing ran") == 4
+    assert "epoch " not in said
+    assert "registered before, nothing new" in said
+    assert "there before, nothing uploaded" in said
+    assert "nothing to push" in said
+    assert project.git("tag") == tags
+    assert (project.root / "dvc.lock").read_bytes() == lock
+    assert (project.root / MODEL).stat().st_mtime_ns == written
+    assert stored(project) == objects
+
+
+def stored(project: Project) -> list[tuple[str, str]]:
+    """Every object of the bucket with the time it was written."""
+    from resflow import storage
+
+    s3 = storage.client(store.endpoint(project.root))
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket="resflow")
+    return [(entry["Key"], str(entry["LastModified"])) for page in pages for entry in page.get("Contents", [])]
+
+
+def test_without_a_git_repository_nothing_is_trained_and_the_error_is_one_line(copied: Project) -> None:
+    shutil.rmtree(copied.root / ".git")
+    copied.edit(train__lr=0.3)
+    lock = yaml.safe_load((copied.root / "dvc.lock").read_text())
+    done = copied.run("resflow", "run", code=1)
+    assert "is not in a git repository" in done.err
+    assert "git init" in done.err
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+    assert "epoch " not in done.out
+    assert yaml.safe_load((copied.root / "dvc.lock").read_text()) == lock

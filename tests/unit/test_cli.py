@@ -1,0 +1,111 @@
+"""The command line: help for everything, nothing heavy loaded for it, plain output on pipes, one list of exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import resflow
+from resflow import cli, terminal
+from resflow.errors import StageError
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "ray", "prefect", "dvc", "gto", "boto3", "pydantic", "numpy", "matplotlib", "httpx"}
+
+
+def commands(node: Any = None, path: tuple[str, ...] = ("resflow",)) -> dict[tuple[str, ...], Any]:
+    """Every command and group by its words."""
+    node = node or typer.main.get_command(cli.app)
+    found = {path: node}
+    for name, inner in getattr(node, "commands", {}).items():
+        found |= commands(inner, (*path, name))
+    return found
+
+
+ALL = commands()
+
+
+def named(words: tuple[str, ...]) -> str:
+    return " ".join(words)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, its output on pipes."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(resflow.__file__).parents[1])}
+    command = [sys.executable, "-m", "resflow", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", ALL, ids=named)
+def test_every_command_and_every_option_has_help(words: tuple[str, ...]) -> None:
+    command = ALL[words]
+    assert (command.help or "").strip().endswith(".")
+    bare = [option.name for option in command.params if option.name != "help" and not getattr(option, "help", None)]
+    assert bare == []
+
+
+@pytest.mark.parametrize("words", ALL, ids=named)
+def test_every_command_has_examples_that_parse(words: tuple[str, ...]) -> None:
+    """Parsed by the command itself, so that an option that was renamed is found."""
+    examples = re.findall(r"`(resflow [^`]+)`", (ALL[words].epilog or "").partition("**Exit codes**")[0])
+    assert examples
+    for example in examples:
+        given = shlex.split(example.partition(" > ")[0])
+        at = max(len(known) for known in ALL if tuple(given[: len(known)]) == known)
+        assert tuple(given[:at])[: len(words)] == words
+        with ALL[tuple(given[:at])].make_context(given[at - 1], given[at:]):
+            pass
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, resflow.cli; print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(resflow.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_help_lists_the_commands_without_colours_on_a_pipe() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert all(f"│ {words[1]} " in done.stdout for words in ALL if len(words) == 2)
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run", "--nonsense"], ["models", "pull"], ["stage", "nonsense"]])
+def test_wrong_usage_ends_with_code_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_the_page_of_commands_names_every_command_and_exit_code() -> None:
+    page = (ROOT / "docs/commands.md").read_text()
+    missing = [named(words) for words in ALL if not hasattr(ALL[words], "commands") and f"`{named(words)}" not in page]
+    assert missing == []
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == set(cli.EXIT_CODES)
+
+
+def test_an_error_is_one_plain_line_after_all_other_output(capfd: pytest.CaptureFixture[str]) -> None:
+    terminal.error(str(StageError("train", "git said:\nfatal: [red]no[/]", "Mend it")))
+    assert capfd.readouterr().err == "error: train: git said: fatal: [red]no[/]. Mend it\n"
+
+
+def test_a_table_on_a_pipe_is_aligned_and_never_cut(capfd: pytest.CaptureFixture[str]) -> None:
+    long = "s3://bucket/" + "x" * 300
+    terminal.table([("a", "[bold]1[/]", ""), ("bcd", long, "two\nlines")], "name", "value", "")
+    out = capfd.readouterr().out
+    assert out.splitlines() == [
+        "name  value",
+        "a     [bold]1[/]",
+        f"bcd   {long}  two lines",
+    ]
+    assert "\x1b" not in out
