@@ -1,0 +1,71 @@
+"""What the engines cost: all of a first and a second `resflow run` that is not a stage's own work.
+
+    python -m benchmarks.overhead
+
+Runs the committed code on real MNIST in a fresh clone with an empty HOME. Taken off are the epochs of `train` and the
+inference of `evaluate` alone, so that the rest, which holds the fetching and preparing of data too, is an upper bound
+for Prefect, Ray, DVC, git, the store, publishing, and interpreters' starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.report import record, table
+
+HELP_TRIES = 5
+
+
+def main() -> None:
+    """Clone, run twice, time `resflow --help`, and record."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone, home = Path(folder) / "clone", Path(folder) / "home"
+        home.mkdir()
+        subprocess.run(["git", "clone", "-q", ".", str(clone)], check=True)
+        env = _environment(clone, home)
+        try:
+            first = _timed(clone, env, "run")
+            own = {name: _own(clone, name) for name in ("train", "evaluate")}
+            second = _timed(clone, env, "run")
+            helps = sorted(_timed(clone, env, "--help") for _ in range(HELP_TRIES))
+        finally:
+            _timed(clone, env, "store", "stop")
+    rows = [
+        ["first run", f"{first:.1f}"],
+        *([f"of that, {name} itself", f"{seconds:.1f}"] for name, seconds in own.items()),
+        ["first run, all else, data included", f"{first - sum(own.values()):.1f}"],
+        ["second run, nothing changed", f"{second:.1f}"],
+        [f"`resflow --help` (median of {HELP_TRIES})", f"{helps[HELP_TRIES // 2]:.2f}"],
+    ]
+    load = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}.\n"
+    record("Overhead", "python -m benchmarks.overhead", table(["what", "seconds"], rows) + "\n" + load)
+
+
+def _environment(clone: Path, home: Path) -> dict[str, str]:
+    mine = {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{clone / 'src'}{os.pathsep}{clone}",
+    }
+    return {**os.environ, **mine}
+
+
+def _timed(clone: Path, env: dict[str, str], *arguments: str) -> float:
+    started = time.perf_counter()
+    subprocess.run(["resflow", *arguments], cwd=clone, env=env, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def _own(clone: Path, stage: str) -> float:
+    timing = json.loads((clone / "timings" / f"{stage}.json").read_text())
+    return float(sum(timing["epoch_seconds"]) if "epoch_seconds" in timing else timing["seconds"])
+
+
+if __name__ == "__main__":
+    main()

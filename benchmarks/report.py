@@ -1,0 +1,41 @@
+"""docs/benchmarks.md: one part for each benchmark, with the machine and versions it ran on."""
+
+from __future__ import annotations
+
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+from resflow.files import write
+
+__all__ = ["environment", "record", "table"]
+
+PAGE = Path("docs/benchmarks.md")
+HEAD = "# Benchmarks\n\nWritten by the commands it names; `make bench` runs them all.\n"
+
+
+def environment() -> str:
+    """Processor, cores and the versions that matter, in one line."""
+    import os
+
+    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "prefect", "dvc"))
+    cores = len(os.sched_getaffinity(0))
+    processor = model[1] if model else platform.processor()
+    return f"{processor}, {cores} cores; Python {platform.python_version()}, {packages}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def record(title: str, command: str, body: str) -> None:
+    """Print a part and put it into the page, in the place of its predecessor."""
+    part = f"## {title}\n\n`{command}` on {environment()}.\n\n{body}"
+    print(part)
+    page = PAGE.read_text() if PAGE.exists() else HEAD
+    parts = [text for text in re.split(r"(?m)^(?=## )", page) if not text.startswith(f"## {title}\n")]
+    write(PAGE, "\n".join(text.rstrip() + "\n" for text in [*parts, part]).encode())
