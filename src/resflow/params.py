@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from resflow.errors import ParamsError
 
 __all__ = [
+    "Checkpoint",
     "Data",
     "Evaluate",
     "Gate",
@@ -43,6 +44,8 @@ __all__ = [
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+StrictCount = Annotated[int, Field(ge=1, strict=True)]
+"""For lists, which YAML gives and a tuple takes only without strictness."""
 
 
 class Section(BaseModel):
@@ -125,41 +128,101 @@ class Train(Section):
     """Passes over the training split."""
     batch_size: Count
     """Images per optimiser step, over all workers."""
-    optimizer: Literal["sgd", "adam"]
+    accumulate: Count
+    """Pieces that each worker's share of a batch is taken in, one after the other, to save memory; with `shards`, those
+    are the pieces."""
+    optimizer: Literal["sgd", "adamw"]
     """`sgd` is SGD with Nesterov momentum."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    """Nesterov momentum; the first beta of Adam."""
+    """Nesterov momentum; the first beta of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)]
-    """L2 penalty on weights; norms and biases are left out."""
-    schedule: Literal["triangular", "constant"]
-    """Learning rate over the steps: up and down in straight lines, or the same throughout."""
+    """Decay of weights, coupled to the gradient for `sgd`; norms and biases are left out."""
+    clip_norm: Annotated[float, Field(ge=0)]
+    """Greatest norm of the gradient, which a greater one is scaled down to; 0 leaves it as it is."""
+    schedule: Literal["triangular", "cosine", "step", "constant"]
+    """Learning rate after the rise to its peak: down to 0 in a straight line or half a cosine, a tenth at 1/2 and a
+    hundredth at 3/4 of the steps, or the peak throughout."""
     warmup_fraction: Fraction
-    """Share of the steps in which a triangular schedule rises."""
+    """Share of the steps in which the learning rate rises to its peak."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     """Share of the target spread evenly over the classes."""
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    """Decay of the moving average of the weights, which is then what is validated and kept; 0 for none."""
     shift: Annotated[int, Field(ge=0)]
     """Random shift of each training image, in pixels in each direction at most."""
+    flip: bool
+    """Mirror half of the training images, left and right; not for digits."""
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    """Random rotation of each training image, in degrees to each side at most."""
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    """Random change of each training image's size, as a fraction at most."""
+    erase: Fraction
+    """Probability that a random rectangle of a training image is erased."""
+    mixup: Annotated[float, Field(ge=0)]
+    """Both parameters of the beta distribution by which two training images are mixed; 0 mixes none."""
     precision: Literal["float32", "bfloat16"]
     """Number format of convolutions and matrix products; bfloat16 through autocast."""
+    compile: bool
+    """Compile the network with `torch.compile`; worth its minute for long runs."""
     device: Literal["auto", "cpu", "cuda"]
     """`auto` takes the GPU where there is one."""
-    num_workers: Count
-    """Processes that share each batch."""
+    num_workers: Count | Annotated[tuple[StrictCount, StrictCount], Field(strict=False)]
+    """Processes that share each batch: a number, or the least and the most that Ray may choose as nodes come and go,
+    which needs `shards`."""
+    shards: Annotated[int, Field(ge=0)]
+    """Parts of each batch whose gradients are summed in order, so that the bits of the result are the same for every
+    number of workers up to this; 0 for none."""
     threads: Count
     """CPU threads of each worker; part of what decides the bits of the result."""
     max_failures: Annotated[int, Field(ge=0)]
     """How often Ray restarts training after a worker failed."""
 
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
+    @property
+    def parts(self) -> int:
+        """Equal parts that a batch is taken in: its shards, or the workers' shares."""
+        return self.shards or self.workers[1]
+
     @model_validator(mode="after")
     def _divides(self) -> Train:
-        if self.batch_size % self.num_workers:
+        least, most = self.workers
+        if least > most:
+            raise ValueError(f"has num_workers from {least} to {most}: give the least first")
+        if least < most and not self.shards:
             raise ValueError(
-                f"has batch_size {self.batch_size}, which does not divide among num_workers {self.num_workers}: "
-                "change one of the two"
+                f"has num_workers from {least} to {most}, which needs shards: set shards to {most} or more"
+            )
+        if self.shards and most > self.shards:
+            raise ValueError(f"has {most} num_workers for {self.shards} shards: raise shards or lower num_workers")
+        if self.shards and self.accumulate > 1:
+            raise ValueError(
+                f"has accumulate {self.accumulate} and shards {self.shards}: a worker already takes its shards one "
+                "after the other; set accumulate to 1 and raise shards"
+            )
+        whole = self.parts * self.accumulate
+        if self.batch_size % whole:
+            name = "shards" if self.shards else "num_workers"
+            times = f" times accumulate {self.accumulate}" if self.accumulate > 1 else ""
+            raise ValueError(
+                f"has batch_size {self.batch_size}, which does not divide among {name} {self.parts}{times}: "
+                "change one of them"
             )
         return self
+
+
+class Checkpoint(Section):
+    """When training keeps a checkpoint, beside the end of each epoch; changes no result."""
+
+    steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps from one to the next; 0 goes by seconds alone."""
+    seconds: Annotated[float, Field(ge=0)]
+    """Seconds from one to the next; 0 goes by steps alone."""
 
 
 class Evaluate(Section):
@@ -207,6 +270,7 @@ class Params(Section):
     prepare: Prepare
     net: Net
     train: Train
+    checkpoint: Checkpoint
     evaluate: Evaluate
     gate: Gate
     registry: Registry

@@ -35,7 +35,9 @@ def markdown() -> str:
     sections: dict[str, list[str]] = {}
     for dotted, field in _leaves(schema, schema):
         section = dotted.partition(".")[0] if "." in dotted else ""
-        sections.setdefault(section, []).append(f"| `{dotted}` | {_values(field)} | {field['description']} |")
+        sections.setdefault(section, []).append(
+            f"| `{dotted}` | {_values(field)} | {' '.join(field['description'].split())} |"
+        )
     parts = [HEAD]
     for section, rows in sections.items():
         title = f"## {section}\n\n{_named(schema, section)['description']}\n\n" if section else ""
@@ -61,6 +63,10 @@ def _named(schema: Any, name: str, node: Any = None) -> Any:
 def _values(field: Mapping[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
+    if "anyOf" in field:
+        return ", or ".join(_values(choice) for choice in field["anyOf"])
+    if "prefixItems" in field:
+        return f"[{', '.join(_values(item) for item in field['prefixItems'])}]"
     if field["type"] == "array":
         most = (
             f", {field['minItems']} to {field['maxItems']}" if "maxItems" in field else f", {field['minItems']} or more"

@@ -1,7 +1,8 @@
 """The stage `train`: prepared arrays -> a network, its metrics and its learning curves.
 
-A run keeps a checkpoint of each epoch in .resflow/runs, under the hash of all that its result depends on: killed
-anywhere, it goes on from there when it is run again, to the same bits. One process trains in a project at a time.
+A run keeps checkpoints in .resflow/runs, or where RESFLOW_STORAGE says, under the hash of all that its result depends
+on: killed anywhere, it goes on from there when it is run again, to the same bits. One process trains in a project at a
+time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from resflow.nets.file import ModelCard
 from resflow.params import Params
 from resflow.stages.paths import METRICS, MODEL, PLOTS, PREPARED, SHEET, STATE, TIMINGS
 from resflow.training.cluster import Job, fit
-from resflow.training.loop import Progress
+from resflow.training.loop import State
+from resflow.training.remote import Arrays, Bucket
 
 __all__ = ["run"]
 
@@ -48,20 +50,21 @@ def run(root: Path, params: Params) -> None:
 
 def _train(root: Path, params: Params) -> None:
     started = time.perf_counter()
-    runs = root / STATE / "runs"
+    given = _arrays(root)
     job = Job(
         train=params.train,
+        checkpoint=params.checkpoint,
         seed=params.seed,
         card=_card(root, params),
-        arrays=(root / PREPARED).resolve(),
-        runs=runs.resolve(),
-        name=_run_name(root, params),
+        arrays=given,
+        runs=_runs(root, os.environ.get("RESFLOW_STORAGE")),
+        name=_run_name(root, params, given),
     )
-    progress, seconds = fit(job, os.environ.get("RAY_ADDRESS"))
-    model_file.save(root / MODEL, progress.best, job.card)
-    _report(root, progress, job.card)
-    _report_times(root, progress, seconds, time.perf_counter() - started)
-    shutil.rmtree(runs, ignore_errors=True)  # finished: this run's checkpoints and those of runs given up
+    state, seconds = fit(job, os.environ.get("RAY_ADDRESS"))
+    model_file.save(root / MODEL, state.best, job.card)
+    _report(root, state, job.card)
+    _report_times(root, state, seconds, time.perf_counter() - started)
+    _clean(root, job)
 
 
 def _card(root: Path, params: Params) -> ModelCard:
@@ -83,21 +86,51 @@ def _card(root: Path, params: Params) -> ModelCard:
     return card
 
 
-def _run_name(root: Path, params: Params) -> str:
-    """A run is known by what its result depends on: parameters, the data it reads, and the code that is loaded."""
-    digest = hashlib.sha256(repr((torch.__version__, params.seed, params.net, params.train)).encode())
-    named = [arrays.images_path(root / PREPARED, split) for split in SPLITS]
-    named += [arrays.labels_path(root / PREPARED, split) for split in SPLITS]
+def _arrays(root: Path) -> Arrays:
+    folder = (root / PREPARED).resolve()
+    paths = [path(folder, split) for split in SPLITS for path in (arrays.images_path, arrays.labels_path)]
+    return Arrays(folder=folder, digests={path.name: _digest(path) for path in paths})
+
+
+def _runs(root: Path, storage: str | None) -> Path | Bucket:
+    """Where checkpoints lie: `RESFLOW_STORAGE`, a folder or an `s3://` prefix, or else the project itself."""
+    if not (storage or "").startswith("s3://"):
+        return (Path(storage) if storage else root / STATE / "runs").resolve()
+    return Bucket(
+        url=str(storage),
+        endpoint=os.environ.get("AWS_ENDPOINT_URL_S3"),
+        access_key=os.environ.get("AWS_ACCESS_KEY_ID"),
+        secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+    )
+
+
+def _run_name(root: Path, params: Params, given: Arrays) -> str:
+    """A run is known by what its result depends on: parameters, the data it reads, and the code that is loaded.
+
+    With shards it does not depend on the workers, so that as many as there are go on with it.
+    """
+    train = params.train.model_dump(exclude={"max_failures"} | ({"num_workers"} if params.train.shards else set()))
+    digest = hashlib.sha256(repr((torch.__version__, params.seed, params.net, train, given.key)).encode())
     code = [Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("resflow.")]
-    for path in (root / SHEET, *named, *sorted(code)):
-        digest.update(path.name.encode() + _digest(path))
+    for path in (root / SHEET, *sorted(code)):
+        digest.update(path.name.encode() + _digest(path).encode())
     return digest.hexdigest()[:16]
 
 
-def _digest(path: Path) -> bytes:
+def _clean(root: Path, job: Job) -> None:
+    """The run is finished: remove its checkpoints, and those of runs given up on this machine."""
+    if isinstance(job.runs, Bucket):
+        job.runs.folder(job.name).remove()
+    else:
+        shutil.rmtree(job.runs / job.name, ignore_errors=True)
+    shutil.rmtree(root / STATE / "runs", ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(str(path), f"cannot be read ({error.strerror})", "Run `dvc repro`") from error
 
@@ -130,24 +163,24 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _report(root: Path, progress: Progress, card: ModelCard) -> None:
-    best = asdict(progress.best_epoch)
+def _report(root: Path, state: State, card: ModelCard) -> None:
+    best = asdict(state.best_epoch)
     summary = {
         "parameters": sum(parameter.numel() for parameter in card.network().parameters()),
-        "epochs": len(progress.history),
+        "epochs": len(state.history),
         "best_epoch": best.pop("epoch"),
         **best,
     }
-    curves = [list(asdict(epoch).values()) for epoch in progress.history]
-    header = list(asdict(progress.history[0]))
+    curves = [list(asdict(epoch).values()) for epoch in state.history]
+    header = list(asdict(state.history[0]))
     write(root / METRICS / "train.json", json_bytes(summary))
     write(root / PLOTS / "train" / "curves.csv", csv_bytes(header, curves))
 
 
-def _report_times(root: Path, progress: Progress, seconds: list[float], whole: float) -> None:
+def _report_times(root: Path, state: State, seconds: list[float], whole: float) -> None:
     """What depends on time goes where nothing is hashed."""
     images = len(arrays.load(root / PREPARED, "train").labels)
-    first = len(progress.history) - len(seconds) + 1  # a run that went on has times of its last epochs only
+    first = len(state.history) - len(seconds) + 1  # a run that went on has times of its last epochs only
     rates = [(number, second, images / second) for number, second in enumerate(seconds, first)]
     write(root / TIMINGS / "train.csv", csv_bytes(("epoch", "seconds", "images_per_second"), rates))
     write(root / TIMINGS / "train.json", json_bytes({"seconds": whole, "epoch_seconds": seconds}))

@@ -1,7 +1,10 @@
-"""Save and restore the progress of one training run.
+"""Checkpoints of one run: files that appear whole or not at all, read only if their own digests agree.
 
-A checkpoint is one file that appears whole or not at all, and is read only if its own digest agrees. Bringing it to
-other hosts is `training.cluster`; what belongs into it is `training.loop.Progress`.
+    keeper = Keeper(LocalFolder(path), steps=0, seconds=10)
+    state = latest(LocalFolder(path)) or State()
+
+The last two are kept, so that a damaged one costs an interval and not the run. Where they lie is a `Folder`: on a disk
+here, in an object store in `cluster`. What belongs into one is `loop.State`.
 """
 
 from __future__ import annotations
@@ -10,45 +13,156 @@ import hashlib
 import io
 import os
 import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from resflow.files import explained
-from resflow.training.loop import Epoch, Progress
+from resflow.files import explained, partial
+from resflow.training.loop import Epoch, State
 
-__all__ = ["load", "save"]
+__all__ = ["Folder", "Keeper", "LocalFolder", "decode", "latest", "latest_bytes"]
 
-FILE = "progress.pt"
-FORMAT = b"resflow-progress-1\n"  # raise when the layout changes; load() passes over others
+FORMAT = b"resflow-state-2\n"  # raise when the layout changes; others are passed over
+KEPT = 2
 
 
-def save(progress: Progress, folder: Path) -> None:
-    """Write `progress` into `folder`, in the place of an older one. Raises `SetupError`."""
-    state = {**vars(progress), "history": [asdict(epoch) for epoch in progress.history]}
+class Folder(Protocol):
+    """Where the checkpoints of one run lie."""
+
+    def names(self) -> list[str]:
+        """The files there; none where the folder is missing."""
+
+    def read(self, name: str) -> bytes:
+        """Raises `OSError`."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Whole or not at all. Raises `ResflowError`."""
+
+    def delete(self, name: str) -> None:
+        """Whether or not it is there."""
+
+
+class LocalFolder:
+    """A folder on this machine, or on a file system that all share."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def names(self) -> list[str]:
+        """The files there."""
+        return [path.name for path in self._path.glob("*")]
+
+    def read(self, name: str) -> bytes:
+        """The content of one."""
+        return (self._path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write beside its place, see it on the disk, then rename."""
+        path = self._path / name
+        with explained(path):
+            self._path.mkdir(parents=True, exist_ok=True)
+            with partial(path).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial(path).replace(path)
+
+    def delete(self, name: str) -> None:
+        """Remove one."""
+        (self._path / name).unlink(missing_ok=True)
+
+
+class Keeper:
+    """Keeps a checkpoint every `steps` steps and every `seconds` seconds, 0 meaning never, and whenever told to.
+
+    Training goes on while one is written, in another thread. A checkpoint that comes while the one before it is still
+    being written waits for it; an error of writing is raised by the next call.
+    """
+
+    def __init__(self, folder: Folder, *, steps: int, seconds: float) -> None:
+        self._folder, self._steps, self._seconds = folder, steps, seconds
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._last = time.monotonic()
+
+    def due_by_steps(self, step: int) -> bool:
+        """Whether `steps` divide `step`."""
+        return self._steps > 0 and step % self._steps == 0
+
+    def due_by_time(self) -> bool:
+        """Whether `seconds` have passed since the last one."""
+        return self._seconds > 0 and time.monotonic() - self._last >= self._seconds
+
+    def keep(self, state: State) -> None:
+        """Write `state` in the background."""
+        self.wait()
+        self._last = time.monotonic()
+        self._writing = self._pool.submit(self._write, state)
+
+    def wait(self) -> None:
+        """Return once all is written. Raises what writing raised."""
+        if self._writing:
+            self._writing.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        self.wait()
+        self._pool.shutdown()
+
+    def _write(self, state: State) -> None:
+        self._folder.write(_name(state), _encode(state))
+        for name in _newest_first(self._folder)[KEPT:]:
+            self._folder.delete(name)
+
+
+def latest(folder: Folder) -> State | None:
+    """The state of the newest whole checkpoint; None where there is none. A damaged one is passed over and told of."""
+    content = latest_bytes(folder)
+    return decode(content) if content else None
+
+
+def latest_bytes(folder: Folder) -> bytes | None:
+    """The newest checkpoint that is whole, as it lies there."""
+    for name in _newest_first(folder):
+        try:
+            content = folder.read(name)
+        except OSError:
+            continue  # removed meanwhile
+        if _is_whole(content):
+            return content
+        print(f"{folder}/{name} is damaged or of another version: the checkpoint before it is used", file=sys.stderr)
+    return None
+
+
+def decode(content: bytes) -> State:
+    """The state in a whole checkpoint."""
+    body = io.BytesIO(content[len(FORMAT) + 32 :])
+    fields = torch.load(body, weights_only=True, map_location="cpu")
+    return State(**{**fields, "history": [Epoch(**epoch) for epoch in fields["history"]]})
+
+
+def _encode(state: State) -> bytes:
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({**vars(state), "history": [asdict(epoch) for epoch in state.history]}, buffer)
     content = buffer.getvalue()
-    temporary = folder / (FILE + ".part")
-    with explained(folder / FILE):
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(FORMAT + hashlib.sha256(content).digest() + content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / FILE)
+    return FORMAT + hashlib.sha256(content).digest() + content
 
 
-def load(folder: Path) -> Progress | None:
-    """The progress kept in `folder`; None where there is none, and, with a warning, where it is not whole."""
-    try:
-        raw = (folder / FILE).read_bytes()
-    except OSError:
-        return None
-    head, digest, content = raw[: len(FORMAT)], raw[len(FORMAT) : len(FORMAT) + 32], raw[len(FORMAT) + 32 :]
-    if head != FORMAT or hashlib.sha256(content).digest() != digest:
-        print(f"{folder / FILE} is damaged or of another version: training starts afresh", file=sys.stderr)
-        return None
-    state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    return Progress(**{**state, "history": [Epoch(**epoch) for epoch in state["history"]]})
+def _is_whole(content: bytes) -> bool:
+    head, digest, body = content[: len(FORMAT)], content[len(FORMAT) : len(FORMAT) + 32], content[len(FORMAT) + 32 :]
+    return head == FORMAT and hashlib.sha256(body).digest() == digest
+
+
+def _name(state: State) -> str:
+    return f"{state.step:09d}-{len(state.history):05d}.pt"  # after validation an epoch's last step is another state
+
+
+def _newest_first(folder: Folder) -> list[str]:
+    return sorted((name for name in folder.names() if name.endswith(".pt")), reverse=True)

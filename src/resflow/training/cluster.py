@@ -1,38 +1,46 @@
 """Ray Train around the loop: one process, several on this machine, or the nodes of a cluster.
 
 `fit` is called by the stage `train`. One worker without `RAY_ADDRESS` runs in this process (Ray Train's local mode);
-otherwise Ray places `train.num_workers` workers, here or where `RAY_ADDRESS` says. What one worker does is in `loop`.
-This is the only module that imports Ray.
+otherwise Ray places `train.num_workers` workers, here or where `RAY_ADDRESS` says. What one worker does is in `loop`;
+checkpoints are ours (`checkpoint`), not Ray's, so that a run is the same wherever it goes on. This is the only module
+that imports Ray.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import struct
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
 
 from resflow.data import arrays
 from resflow.errors import TrainingError
 from resflow.nets.file import ModelCard
-from resflow.params import Train
+from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
+from resflow.training.checkpoint import Folder, LocalFolder
+from resflow.training.display import Display, Event, Meter
+from resflow.training.remote import Arrays, Bucket
 
 __all__ = ["Job", "fit"]
 
-LINE = "epoch.txt"
-LINES = f"checkpoint_*/{LINE}"
+MARK = "run"
+"""A file of each run's folder: a worker that does not see it does not share the folder."""
+RESIZE_SECONDS = 10.0
+"""How often an elastic run looks for nodes that have joined; a minute by default."""
+SHOWN_EVERY = 0.2
+"""Seconds in which the driver looks for events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,29 +48,43 @@ class Job:
     """What a worker needs to know; sent to it as it is."""
 
     train: Train
+    checkpoint: Checkpoint
     seed: int
     card: ModelCard
-    arrays: Path
-    """Folder of the prepared arrays, on every node."""
-    runs: Path
-    """Folder that holds the checkpoints of unfinished runs, one folder a run."""
+    arrays: Arrays
+    runs: Path | Bucket
+    """Holds the checkpoints of unfinished runs, one folder a run."""
     name: str
     """The hash of all that the result depends on."""
 
+    def folder(self) -> Folder:
+        """Where this run's checkpoints lie."""
+        return self.runs.folder(self.name) if isinstance(self.runs, Bucket) else LocalFolder(self.runs / self.name)
 
-def fit(job: Job, address: str | None) -> tuple[loop.Progress, list[float]]:
-    """Train, going on from the run's last checkpoint; returns its progress and the seconds of each epoch run now.
 
-    `address` is that of a Ray cluster (`RAY_ADDRESS`), or None. Raises `TrainingError`.
+def fit(job: Job, address: str | None) -> tuple[loop.State, list[float]]:
+    """Train, going on from the run's last checkpoint; returns its state and the seconds of each epoch finished now.
+
+    `address` is that of a Ray cluster (`RAY_ADDRESS`), or None. Raises `TrainingError`, or `StoreError` for a bucket
+    that cannot be used, before training starts.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if job.train.num_workers == 1 and not address:
-        return _fit_here(job)
-    return _fit_on_cluster(job, address)
+    display = Display(job.train)
+    try:
+        if job.train.workers == (1, 1) and not address:
+            outcome = _fit_here(job, display)
+        else:
+            outcome = _fit_on_cluster(job, address, display)
+    finally:
+        display.close()
+    if isinstance(outcome, TrainingError):
+        raise outcome
+    state, seconds = outcome
+    return state, seconds
 
 
-def _fit_here(job: Job) -> tuple[loop.Progress, list[float]]:
+def _fit_here(job: Job, display: Display) -> Any:
     import logging
 
     from ray.train import RunConfig, ScalingConfig
@@ -70,63 +92,115 @@ def _fit_here(job: Job) -> tuple[loop.Progress, list[float]]:
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # else each report is printed a second time
     trainer = TorchTrainer(
-        _work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which local mode hands back
-        train_loop_config={"job": job},
+        _work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
+        train_loop_config={"job": job, "show": display.show},
         scaling_config=ScalingConfig(num_workers=0, use_gpu=_on_gpu(job.train, torch.cuda.is_available())),
         run_config=RunConfig(name=job.name),
     )
     try:
-        return trainer.fit().return_value  # type: ignore[attr-defined, no-any-return]  # Ray exports V1's type
+        return trainer.fit().return_value  # type: ignore[attr-defined]  # Ray exports V1's type
     except torch.cuda.OutOfMemoryError as error:
-        raise TrainingError("train", f"the GPU's memory is full ({error})", "Lower train.batch_size") from error
+        mend = "Lower train.batch_size, or raise train.accumulate"
+        raise TrainingError("train", f"the GPU's memory is full ({error})", mend) from error
 
 
-def _fit_on_cluster(job: Job, address: str | None) -> tuple[loop.Progress, list[float]]:
+def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
     if address:
         _check_reachable(address)
         _prepare_to_join()
+    if isinstance(job.runs, Bucket):
+        job.runs.check(job.name)
+        job.runs.send(job.arrays)
+    job.folder().write(MARK, b"")
     import logging
 
     import ray
     from ray.exceptions import AuthenticationError, RayError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
+
+    import resflow
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
-            address=address or "local", log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING
+            address=address or "local",
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            runtime_env={"py_modules": [str(Path(resflow.__file__).parent)]} if address else None,
         )
     except (AuthenticationError, ConnectionError, RayError, RuntimeError) as error:
         raise _no_entry(address, error) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
     try:
-        trainer = TorchTrainer(
-            _work,  # type: ignore[arg-type]  # as above; here the value stays with the workers
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=job.train.num_workers,
-                use_gpu=_on_cluster_gpu(job.train, address),
-                resources_per_worker={"CPU": 1},
-            ),
-            run_config=RunConfig(
-                name=job.name,
-                storage_path=str(job.runs),
-                failure_config=FailureConfig(max_failures=job.train.max_failures),
-            ),
-        )
-        _tell_if_waiting(job.train)
-        with _lines_printed(job.runs / job.name):
-            result = trainer.fit()
+        with _shown(display) as show:
+            trainer = TorchTrainer(
+                _work,  # type: ignore[arg-type]  # as above
+                train_loop_config={"job": job, "show": show},
+                torch_config=_torch_config(),
+                scaling_config=_scaling(job.train, address),
+                run_config=RunConfig(
+                    name=job.name,
+                    storage_path=job.runs.path if isinstance(job.runs, Bucket) else str(job.runs),
+                    storage_filesystem=job.runs.filesystem() if isinstance(job.runs, Bucket) else None,
+                    failure_config=FailureConfig(max_failures=job.train.max_failures),
+                ),
+            )
+            _tell_if_waiting(job.train)
+            return trainer.fit().return_value  # type: ignore[attr-defined]
     except TrainingFailedError as error:
         raise _cause(error) from error
     finally:
         ray.shutdown()
-    progress = _kept(result.checkpoint)
-    if progress is None:
-        raise TrainingError(str(job.runs), "the last checkpoint cannot be read", "Run the same command again")
-    return progress, (result.metrics or {}).get("seconds", [])
+
+
+def _scaling(train: Train, address: str | None) -> Any:
+    from ray.train import ScalingConfig
+
+    least, most = train.workers
+    options: dict[str, Any] = {"num_workers": most}
+    if least < most:
+        options = {"num_workers": (least, most), "elastic_resize_monitor_interval_s": RESIZE_SECONDS}
+    return ScalingConfig(
+        **options,
+        use_gpu=_on_cluster_gpu(train, address),
+        resources_per_worker={"CPU": 1},
+    )
+
+
+def _torch_config() -> Any:
+    """Ray's set-up of the process group, before which each worker tells gloo and NCCL its network interface."""
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_name_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Config()
+
+
+def _name_interface() -> None:
+    """The interface of the node's address in Ray: gloo by itself takes that of the host's name, often loopback."""
+    import ray
+
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode())
+            with suppress(OSError):  # an interface without an IPv4 address
+                answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR, linux/sockios.h
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+                    os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def _tell_if_waiting(train: Train) -> None:
@@ -134,161 +208,111 @@ def _tell_if_waiting(train: Train) -> None:
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus = int(resources.get("CPU", 0))
-    if cpus < train.num_workers:
-        problem = f"{train.num_workers} workers need a CPU each and Ray has {cpus}"
+    cpus, least = int(resources.get("CPU", 0)), train.workers[0]
+    if cpus < least:
+        problem = f"{least} workers need a CPU each and Ray has {cpus}"
         print(f"{problem}: waiting until nodes join. Ctrl-C ends it.", file=sys.stderr)
 
 
 @contextmanager
-def _lines_printed(run: Path) -> Iterator[None]:
-    """Meanwhile, print the line of each new checkpoint below `run`, once.
+def _shown(display: Display) -> Iterator[Callable[[Event], None]]:
+    """Meanwhile, show on this machine what the first worker hands to the function given.
 
     Ray's own way, bringing all that workers print to the driver, brings its log too, and twice from shared hosts.
     """
-    seen, done = set(run.glob(LINES)), threading.Event()
+    import ray
+    from ray.util.queue import Empty, Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def print_new() -> None:
-        for path in sorted(set(run.glob(LINES)) - seen):
-            line = path.read_text()
-            if line.endswith("\n"):  # else it is still being copied
-                seen.add(path)
-                print(line, end="", flush=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue, done = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.2):
-            with suppress(OSError):  # removed meanwhile
-                print_new()
+        while True:
+            last = done.is_set()
+            with suppress(Empty):
+                while True:
+                    display.show(queue.get_nowait())
+            if last:
+                return
+            done.wait(SHOWN_EVERY)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
+        yield queue.put
     finally:
         done.set()
         watcher.join()
-        with suppress(OSError):
-            print_new()
+        queue.shutdown(force=True)
 
 
-def _work(config: dict[str, Job]) -> tuple[loop.Progress, list[float]]:
-    """What each worker runs."""
+def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingError:
+    """What each worker runs. An error of the run itself is handed back, since Ray would try again what it is raised."""
     import ray.train
 
-    job = config["job"]
+    job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    folder = job.folder()
+    if world > 1 and MARK not in folder.names():
+        problem = "is not seen by a worker on another node"
+        mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
+        return TrainingError(str(folder), problem, mend)
+    place = _arrays(job)
     loop.prepare_torch(job.seed, job.train.threads)
     device = ray.train.torch.get_device() if job.train.device != "cpu" else torch.device("cpu")
-    alone = world == 1
+    state = _common_state(folder, rank, world)
+    training = arrays.load(place, "train")
+    steps = max(1, len(training.labels) // job.train.batch_size)
+    meter = Meter(steps, job.train.batch_size, state.step, config["show"]) if rank == 0 else None
+    keeper = checkpoint.Keeper(folder, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
     seconds: list[float] = []
-    progress = _last(job)
-    started = time.perf_counter()
-    bar = _bar(job.train, len(progress.history)) if rank == 0 else None
 
-    def on_epoch(progress: loop.Progress) -> None:
-        nonlocal started
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        line = _line(progress.history[-1], job.train, seconds[-1])
-        _keep(job, progress, rank, seconds, line)
-        if bar:
-            bar.write(line)
+    def on_epoch(state: loop.State) -> None:
+        if meter:
+            seconds.append(meter.epoch(state.history[-1]))
 
-    loop.train(
-        job.card.network(),
-        arrays.load(job.arrays, "train"),
-        arrays.load(job.arrays, "validation"),
-        job.card,
-        job.train,
-        seed=job.seed,
-        device=device,
-        progress=progress,
-        rank=rank,
-        world=world,
-        wrap=(lambda net: net) if alone else _distribute(device),
-        add_up=(lambda sums: sums) if alone else _add_up,
-        on_step=bar.step if bar else lambda step: None,
-        on_epoch=on_epoch,
-    )
-    if bar:
-        bar.close()
-    return progress, seconds
+    try:
+        state = loop.train(
+            job.card.network(),
+            training,
+            arrays.load(place, "validation"),
+            job.card,
+            job.train,
+            seed=job.seed,
+            device=device,
+            state=state,
+            keeper=keeper,
+            rank=rank,
+            world=world,
+            on_step=meter.step if meter else lambda step, sums: None,
+            on_epoch=on_epoch,
+        )
+    except TrainingError as error:
+        return error
+    finally:
+        keeper.close()
+    return state, seconds
 
 
-def _distribute(device: torch.device) -> Callable[[nn.Module], nn.Module]:
-    from torch.nn.parallel import DistributedDataParallel
-
-    return lambda net: DistributedDataParallel(net, device_ids=[device] if device.type == "cuda" else None)
-
-
-def _add_up(sums: Tensor) -> Tensor:
-    torch.distributed.all_reduce(sums)
-    return sums
-
-
-def _is_local() -> bool:
-    import ray
-
-    return not ray.is_initialized()
+def _arrays(job: Job) -> Path:
+    """The prepared arrays on this node: the driver's own, or a copy from the bucket."""
+    if job.arrays.whole(job.arrays.folder):
+        return job.arrays.folder
+    if isinstance(job.runs, Bucket):
+        return job.runs.fetch(job.arrays, Path.home() / ".cache" / "resflow" / "arrays")
+    problem = "are not, or not the same, on a node of the cluster"
+    mend = "Share that folder, or name an s3:// prefix in RESFLOW_STORAGE, from where nodes fetch them"
+    raise TrainingError(str(job.arrays.folder), problem, mend)
 
 
-def _last(job: Job) -> loop.Progress:
-    """Where the run stopped, or a new beginning."""
-    import ray.train
-
-    if _is_local():
-        return checkpoint.load(job.runs / job.name) or loop.Progress()
-    return _kept(ray.train.get_checkpoint()) or loop.Progress()
-
-
-def _kept(last: Any) -> loop.Progress | None:
-    """What a `ray.train.Checkpoint` holds; None where there is none, or it is damaged."""
-    if last is None:
-        return None
-    with last.as_directory() as folder:
-        return checkpoint.load(Path(folder))
-
-
-def _keep(job: Job, progress: loop.Progress, rank: int, seconds: list[float], line: str) -> None:
-    import ray.train
-
-    if _is_local():
-        return checkpoint.save(progress, job.runs / job.name)
-    metrics = {**asdict(progress.history[-1]), "seconds": list(seconds)}
-    if rank:
-        return ray.train.report(metrics)  # type: ignore[no-any-return]  # untyped
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(progress, Path(folder))
-        Path(folder, LINE).write_text(f"{line}\n")  # for the driver to print
-        return ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))  # type: ignore[no-any-return]
-
-
-class _bar:
-    """A bar over the steps of each epoch on a terminal; elsewhere only the line that ends the epoch."""
-
-    def __init__(self, train: Train, epoch: int) -> None:
-        from tqdm import tqdm
-
-        self._bar, self._train = tqdm(unit="step", leave=False, disable=None), train
-        self._bar.set_description(f"epoch {epoch + 1}/{train.epochs}")
-
-    def step(self, step: int) -> None:
-        self._bar.update()
-
-    def write(self, line: str) -> None:
-        self._bar.reset(self._bar.n)
-        self._bar.write(line)
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-def _line(epoch: loop.Epoch, train: Train, seconds: float) -> str:
-    return (
-        f"epoch {epoch.epoch}/{train.epochs}  loss {epoch.train_loss:.4f}  validation accuracy "
-        f"{epoch.validation_accuracy:.2%}  lr {epoch.learning_rate:.3g}  {seconds:.1f} s"
-    )
+def _common_state(folder: Folder, rank: int, world: int) -> loop.State:
+    """Where the run stopped, or a new beginning: what the first worker finds, for all."""
+    content = [checkpoint.latest_bytes(folder) if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(content, 0)
+    return checkpoint.decode(content[0]) if content[0] else loop.State()
 
 
 def _on_gpu(train: Train, available: bool) -> bool:
@@ -303,7 +327,7 @@ def _on_cluster_gpu(train: Train, address: str | None) -> bool:
     if address and train.device == "cuda":
         return True  # an autoscaling cluster may have none yet: the demand is what brings them
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return _on_gpu(train, resources.get("GPU", 0) >= train.num_workers)
+    return _on_gpu(train, resources.get("GPU", 0) >= train.workers[0])
 
 
 def _check_reachable(address: str) -> None:

@@ -1,8 +1,10 @@
 """One worker's training, in plain torch and NumPy.
 
-`train` runs the epochs that are left and hands each one's outcome to `on_epoch`; its whole state is a `Progress`, so
-that a run stopped after any epoch goes on to the same bits. Several workers and machines are `cluster`'s business:
-it wraps the network and sums the counts.
+    state = train(net, training, validation, card, params.train, seed=0, device=torch.device("cpu"))
+
+All that a run must remember is a `State`; `train` goes on from any one to the same bits. How a batch becomes gradients,
+by one worker or many, is `gradients`; the learning rate and the optimiser are `optimizer`; keeping states on disk is
+`checkpoint`; starting workers is `cluster`.
 """
 
 from __future__ import annotations
@@ -10,22 +12,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resflow.data.batches import Batches, to_input
 from resflow.errors import TrainingError
+from resflow.training import optimizer as optimizers
+from resflow.training.gradients import gradients
 
 if TYPE_CHECKING:
+    from torch.optim.swa_utils import AveragedModel
+
     from resflow.data.arrays import Split
     from resflow.nets.file import ModelCard
     from resflow.params import Train
 
-__all__ = ["Epoch", "Progress", "learning_rate", "make_optimizer", "prepare_torch", "train"]
+__all__ = ["Epoch", "Keeper", "State", "prepare_torch", "train"]
+
+AGREE_STEPS = 10
+"""Several workers ask this often whether it is time for a checkpoint: asking is a message between them."""
+CHECK_STEPS = 50
+"""Whether the loss is still a number is looked at this often: looking makes a GPU wait."""
+VALIDATION_BATCH = 1000
+"""Images a forward pass; fixed, since bits depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +57,53 @@ class Epoch:
 
 
 @dataclass(kw_only=True)
-class Progress:
-    """All that a run must remember between epochs."""
+class State:
+    """All that a run must remember, its tensors on the CPU. Chance needs no memory: it is seeded anew each step."""
 
+    step: int = 0
+    """Optimiser steps done."""
     history: list[Epoch] = field(default_factory=list)
+    """The epochs that are done and validated."""
+    sums: Tensor | None = None
+    """Of the steps after those: loss, correct answers, images; float64 (workers, 3), or (1, 3) where all have them."""
     best: dict[str, Tensor] = field(default_factory=dict)
-    """Weights after the epoch of the highest validation accuracy, the earliest of equals; on the CPU."""
+    """Weights after the epoch of the highest validation accuracy, the earliest of equals."""
     net: dict[str, Any] | None = None
+    average: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
-    generator: Tensor | None = None
-    """State of torch's CPU generator, which dropout draws from."""
 
     @property
     def best_epoch(self) -> Epoch:
         """The epoch whose weights `best` holds."""
         return max(self.history, key=lambda epoch: (epoch.validation_accuracy, -epoch.epoch))
+
+
+class Keeper(Protocol):
+    """Keeps checkpoints; the first worker's is asked."""
+
+    def due_by_steps(self, step: int) -> bool:
+        """Whether one is due after `step` steps, alike on all workers."""
+
+    def due_by_time(self) -> bool:
+        """Whether one is due because enough time has passed."""
+
+    def keep(self, state: State) -> None:
+        """Keep `state`, which nobody changes any more."""
+
+
+class KeepsNothing:
+    """For a run that need not survive."""
+
+    def due_by_steps(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def due_by_time(self) -> bool:
+        """Never."""
+        return False
+
+    def keep(self, state: State) -> None:
+        """Let it go."""
 
 
 def prepare_torch(seed: int, threads: int) -> None:
@@ -69,25 +116,6 @@ def prepare_torch(seed: int, threads: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def learning_rate(train: Train, step: int, steps: int) -> float:
-    """Learning rate of optimiser step `step` of `steps`, counted from 0."""
-    if train.schedule == "constant":
-        return train.lr
-    peak = train.warmup_fraction * steps
-    done = step + 1
-    return train.lr * (done / peak if done < peak else (steps - step) / max(1.0, steps - peak + 1))
-
-
-def make_optimizer(net: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """The fused optimiser that `train` names; weight decay spares norms and biases, which have one dimension."""
-    weights = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    if train.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0, fused=True)
-
-
 def train(
     net: nn.Module,
     training: Split,
@@ -97,108 +125,165 @@ def train(
     *,
     seed: int,
     device: torch.device,
-    progress: Progress,
+    state: State | None = None,
+    keeper: Keeper = KeepsNothing(),  # noqa: B008  # it has no state
     rank: int = 0,
     world: int = 1,
-    wrap: Callable[[nn.Module], nn.Module] = lambda net: net,
-    add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
-    on_step: Callable[[int], None] = lambda step: None,
-    on_epoch: Callable[[Progress], None] = lambda progress: None,
-) -> Progress:
-    """Train `net` until `train.epochs` epochs stand in `progress.history`; returns `progress`, changed in place.
+    on_step: Callable[[int, Tensor], None] = lambda step, sums: None,
+    on_epoch: Callable[[State], None] = lambda state: None,
+) -> State:
+    """Train `net` from `state` until `train.epochs` epochs are in its history; returns the last state.
 
-    `wrap` makes the network's gradients those of all `world` workers, `add_up` sums a float64 tensor over them.
+    Several workers, `rank` of `world`, meet in the default process group of `torch.distributed`. `on_step` gets the
+    number of steps done and the sums of `State.sums`, which this worker has; `on_epoch` each finished epoch's state.
     Raises `TrainingError` when the loss is no longer a number.
     """
+    state = state or State()
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(net, train)
-    if progress.net is not None and progress.optimizer is not None and progress.generator is not None:
-        net.load_state_dict(progress.net)
-        optimizer.load_state_dict(progress.optimizer)
-        torch.set_rng_state(progress.generator)
-    wrapped = wrap(net)
+    optimizer, average = optimizers.make(net, train), optimizers.average(net, train)
+    _restore(state, net, average, optimizer)
+    compute = gradients(net, train, seed=seed, rank=rank, world=world)
     batches = Batches(
-        *training, batch_size=train.batch_size, shift=train.shift, seed=seed, rank=rank, world=world
+        *training, train, mean=card.mean, std=card.std, classes=len(card.classes), seed=seed, device=device
     )  # fmt: skip
+    steps = _steps(batches, training, train)
+    step, history, best, kept = state.step, list(state.history), state.best, state
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    if state.sums is not None:
+        sums = compute.restore(state.sums.to(device))
+
+    def now(rows: Tensor | None) -> State:
+        """A copy of everything, which costs a pass over the weights; the loop goes on while it is written."""
+        return State(
+            step=step,
+            history=list(history),
+            sums=None if rows is None else rows.cpu(),
+            best=best,
+            net=_copied(net.state_dict()),
+            average=_copied(average.state_dict()) if average else None,
+            optimizer=_copied(optimizer.state_dict()),
+        )
+
+    while len(history) < train.epochs:
+        net.train()
+        epoch = len(history)
+        for position in range(step - epoch * steps, steps):
+            rate = optimizers.learning_rate(train, step, train.epochs * steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            sums += compute.run(partial(batches.get, epoch, position), step)
+            if train.clip_norm:
+                nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm)
+            optimizer.step()
+            if average:
+                average.update_parameters(net)
+            step += 1
+            on_step(step, sums)
+            # Here all workers are at the same step: the only place where they may meet for anything but gradients.
+            is_due = position + 1 < steps and _is_due(keeper, step, rank, world)
+            if is_due or step % CHECK_STEPS == 0:
+                rows = compute.gather(sums)
+                _check(rows, step, rate, kept)
+                if is_due:
+                    kept = now(rows)
+                    if rank == 0:
+                        keeper.keep(kept)
+        rows = compute.gather(sums)
+        _check(rows, step, rate, kept)
+        weights = average.module if average else net
+        measured = _validate(weights, validation, card, train, device, rank, world)
+        history.append(_epoch(epoch, rate, rows.sum(0), measured))
+        if max(history, key=lambda one: one.validation_accuracy) is history[-1]:
+            best = _copied(weights.state_dict())
+        sums = torch.zeros_like(sums)
+        kept = now(None)
+        if rank == 0:
+            keeper.keep(kept)
+        on_epoch(kept)
+    return kept
+
+
+def _steps(batches: Batches, training: Split, train: Train) -> int:
     if not batches.steps:
         problem = f"is {train.batch_size}, but the training split has {len(training.labels)} images"
         raise TrainingError("train.batch_size", problem, "Lower it")
-    for number in range(len(progress.history), train.epochs):
-        net.train()
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
-        for step, (images, labels) in enumerate(batches.epoch(number)):
-            rate = learning_rate(train, number * batches.steps + step, train.epochs * batches.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            inputs = to_input(images, card.mean, card.std, device)
-            sums += _step(wrapped, optimizer, inputs, torch.from_numpy(labels).to(device), train)
-            on_step(step)
-        loss, correct, count = add_up(sums).tolist()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                "train", f"the loss is {loss} after epoch {number + 1} at lr {rate:.4g}", "Lower train.lr"
-            )
-        validation_loss, validation_accuracy = _validate(net, validation, card, train, device, rank, world, add_up)
-        epoch = Epoch(
-            epoch=number + 1,
-            learning_rate=rate,
-            train_loss=loss / count,
-            train_accuracy=correct / count,
-            validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
-        )
-        _remember(progress, epoch, net, optimizer)
-        on_epoch(progress)
-    return progress
+    return batches.steps
 
 
-def _step(
-    net: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, train: Train
-) -> Tensor:  # fmt: skip
-    """One optimiser step; returns the sum of losses, the correct answers and the images, float64 (3,)."""
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-        logits = net(inputs)
-    logits = logits.float()
-    loss = F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    correct = (logits.argmax(1) == labels).sum()
-    count = torch.tensor(len(labels), device=labels.device)
-    return torch.stack([loss.detach().double() * count, correct.double(), count.double()])
+def _restore(
+    state: State, net: nn.Module, average: AveragedModel | None, optimizer: torch.optim.Optimizer
+) -> None:  # fmt: skip
+    if state.net is None or state.optimizer is None:
+        return
+    net.load_state_dict(state.net)
+    optimizer.load_state_dict(state.optimizer)
+    if average and state.average is not None:
+        average.load_state_dict(state.average)
+
+
+def _copied(tree: Any) -> Any:
+    """A state dict with its tensors copied to the CPU."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _is_due(keeper: Keeper, step: int, rank: int, world: int) -> bool:
+    if keeper.due_by_steps(step):
+        return True
+    if world == 1:
+        return keeper.due_by_time()
+    if step % AGREE_STEPS:
+        return False
+    answer = torch.tensor([rank == 0 and keeper.due_by_time()], dtype=torch.uint8, device=_meeting_device())
+    dist.broadcast(answer, 0)
+    return bool(answer.item())
+
+
+def _meeting_device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def _check(rows: Tensor, step: int, rate: float, kept: State) -> None:
+    """A state that is no longer made of numbers is never kept."""
+    loss = rows[:, 0].sum().item()
+    if not math.isfinite(loss):
+        good = f"the last good checkpoint is that of step {kept.step}" if kept.step else "no checkpoint was kept before"
+        raise TrainingError("train", f"the loss is {loss} after step {step} at lr {rate:.4g}; {good}", "Lower train.lr")
+
+
+def _epoch(epoch: int, rate: float, sums: Tensor, validation: tuple[float, float]) -> Epoch:
+    loss, correct, count = sums.tolist()
+    return Epoch(
+        epoch=epoch + 1,
+        learning_rate=rate,
+        train_loss=loss / count,
+        train_accuracy=correct / count,
+        validation_loss=validation[0],
+        validation_accuracy=validation[1],
+    )
 
 
 @torch.inference_mode()
 def _validate(
-    net: nn.Module,
-    split: Split,
-    card: ModelCard,
-    train: Train,
-    device: torch.device,
-    rank: int,
-    world: int,
-    add_up: Callable[[Tensor], Tensor],
-) -> tuple[float, float]:
-    """Mean loss and accuracy; each worker takes every `world`-th image, and counts are summed, so none counts twice."""
+    net: nn.Module, split: Split, card: ModelCard, train: Train, device: torch.device, rank: int, world: int
+) -> tuple[float, float]:  # fmt: skip
+    """Mean loss and accuracy, the same for any number of workers: each takes whole batches, summed in their order."""
     net.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    images, labels = split.images[rank::world], split.labels[rank::world]
-    for start in range(0, len(labels), 1000):
-        inputs = to_input(images[start : start + 1000], card.mean, card.std, device)
-        truth = torch.from_numpy(labels[start : start + 1000].astype(np.int64)).to(device)
+    starts = range(0, len(split.labels), VALIDATION_BATCH)
+    rows = torch.zeros(len(starts), 3, dtype=torch.float64, device=device)
+    for number in range(rank, len(starts), world):
+        part = slice(starts[number], starts[number] + VALIDATION_BATCH)
+        inputs = to_input(split.images[part], card.mean, card.std, device)
+        truth = torch.from_numpy(split.labels[part].astype(np.int64)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
             logits = net(inputs)
         loss = F.cross_entropy(logits.float(), truth, reduction="none").double().sum()
         correct = (logits.argmax(1) == truth).double().sum()
-        sums += torch.stack([loss, correct, torch.tensor(len(truth), dtype=torch.float64, device=device)])
-    loss_sum, correct_sum, count = add_up(sums).tolist()
+        rows[number] = torch.stack([loss, correct, torch.full_like(loss, len(truth))])
+    if world > 1:
+        dist.all_reduce(rows)  # exact: all but one add zeros
+    loss_sum, correct_sum, count = rows.sum(0).tolist()
     return loss_sum / count, correct_sum / count
-
-
-def _remember(progress: Progress, epoch: Epoch, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in net.state_dict().items()}
-    progress.history.append(epoch)
-    progress.net, progress.optimizer = weights, optimizer.state_dict()
-    progress.generator = torch.get_rng_state()
-    if progress.best_epoch is epoch:
-        progress.best = weights

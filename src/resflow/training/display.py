@@ -1,0 +1,113 @@
+"""What a run shows while it trains: a bar on a terminal, elsewhere a line an epoch.
+
+The worker measures (`Meter`), the driver shows (`Display`); between hosts the events travel as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from resflow.training.loop import Epoch
+
+if TYPE_CHECKING:
+    from resflow.params import Train
+
+__all__ = ["Display", "Event", "Meter"]
+
+INTERVAL = 0.5
+"""Seconds between two events within an epoch: reading the sums makes a GPU wait."""
+
+
+class Event(NamedTuple):
+    """Where a run stands."""
+
+    epoch: int
+    """The epoch under way or just finished, from 1."""
+    step: int
+    """Steps done in it."""
+    steps: int
+    loss: float
+    """Mean since the epoch began, or since the run went on within it."""
+    accuracy: float
+    images_per_second: float
+    finished: Epoch | None = None
+    """The epoch's outcome, with its last event."""
+    seconds: float = 0.0
+    """That the finished epoch took, since the run began or went on."""
+
+
+class Meter:
+    """Turns the loop's steps into events for `show`, at most one each half second."""
+
+    def __init__(self, steps: int, batch_size: int, done: int, show: Callable[[Event], None]) -> None:
+        self._steps, self._batch_size, self._show = steps, batch_size, show
+        self._done, self._since, self._last = done, done, 0.0
+        self._started = time.perf_counter()
+
+    def step(self, step: int, sums: Tensor) -> None:
+        """After each optimiser step: `step` of them are done, `sums` is as in `loop.State`."""
+        self._done = step
+        now = time.perf_counter()
+        if now - self._last < INTERVAL:
+            return
+        self._last = now
+        loss, correct, count = sums.tolist()
+        within = (step - 1) % self._steps + 1
+        self._show(
+            Event((step - 1) // self._steps + 1, within, self._steps, loss / count, correct / count, self._rate(now))
+        )
+
+    def epoch(self, epoch: Epoch) -> float:
+        """After each epoch; returns its seconds."""
+        now = time.perf_counter()
+        seconds, rate = now - self._started, self._rate(now)
+        figures = (epoch.train_loss, epoch.train_accuracy, rate)
+        self._show(Event(epoch.epoch, self._steps, self._steps, *figures, finished=epoch, seconds=seconds))
+        self._started, self._since = time.perf_counter(), self._done
+        return seconds
+
+    def _rate(self, now: float) -> float:
+        return (self._done - self._since) * self._batch_size / max(now - self._started, 1e-9)
+
+
+class Display:
+    """A bar over the steps of each epoch on a terminal, with loss, accuracy, images per second and time left."""
+
+    def __init__(self, train: Train) -> None:
+        self._train = train
+        self._bar: Any = None
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        bar = self._bar or self._new_bar(event)
+        bar.set_description(f"epoch {event.epoch}/{self._train.epochs}", refresh=False)
+        figures = f"loss {event.loss:.4f}, accuracy {event.accuracy:.2%}, {event.images_per_second:,.0f} images/s"
+        bar.set_postfix_str(figures, refresh=False)
+        bar.update((event.epoch - 1) * event.steps + event.step - bar.n)
+        if event.finished:
+            bar.write(_line(event.finished, self._train, event.seconds))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.close()
+
+    def _new_bar(self, event: Event) -> Any:
+        from tqdm import tqdm
+
+        done = (event.epoch - 1) * event.steps + event.step
+        self._bar = tqdm(
+            total=self._train.epochs * event.steps, initial=done, unit="step", leave=False, disable=None, mininterval=0
+        )
+        return self._bar
+
+
+def _line(epoch: Epoch, train: Train, seconds: float) -> str:
+    return (
+        f"epoch {epoch.epoch}/{train.epochs}  loss {epoch.train_loss:.4f}  validation accuracy "
+        f"{epoch.validation_accuracy:.2%}  lr {epoch.learning_rate:.3g}  {seconds:.1f} s"
+    )

@@ -1,0 +1,196 @@
+"""The gradients of one batch, by one worker or many: in shares (`Shared`) or in ordered shards (`Sharded`).
+
+Both leave the mean gradient of the batch in each parameter's `.grad` and return sums to report, so that the loop does
+not know which it is. Several workers meet through `torch.distributed`, whose process group the caller has set up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+if TYPE_CHECKING:
+    from resflow.data.augment import Batch
+    from resflow.params import Train
+
+__all__ = ["Sharded", "Shared", "gradients"]
+
+Get = Callable[[int, int], "Batch"]
+"""Gives one of so many equal parts of a batch."""
+
+
+def gradients(net: nn.Module, train: Train, *, seed: int, rank: int, world: int) -> Shared | Sharded:
+    """What `train.shards` asks for; `net` is already on its device."""
+    kind = Sharded if train.shards else Shared
+    return kind(net, train, seed=seed, rank=rank, world=world)
+
+
+class Shared:
+    """Each worker takes its share of the batch; DistributedDataParallel averages while it goes backward.
+
+    The bits of the result hold for one number of workers.
+    """
+
+    def __init__(self, net: nn.Module, train: Train, *, seed: int, rank: int, world: int) -> None:
+        self._net, self._train, self._seed, self._rank, self._world = _compiled(net, train), train, seed, rank, world
+        if world > 1:
+            device = next(net.parameters()).device
+            ids = [device] if device.type == "cuda" else None
+            self._net = nn.parallel.DistributedDataParallel(self._net, device_ids=ids)
+
+    def run(self, get: Get, step: int) -> Tensor:
+        """Gradients of step `step`; returns the sum of losses, correct answers and images of this worker, (3,)."""
+        self._net.zero_grad(set_to_none=True)
+        _reseed(self._seed, step, self._rank)
+        return _backward(self._net, get(self._rank, self._world), self._train)
+
+    def gather(self, sums: Tensor) -> Tensor:
+        """float64 (3,) of each worker -> (world, 3), for all."""
+        rows = torch.zeros(self._world, 3, dtype=torch.float64, device=sums.device)
+        rows[self._rank] = sums
+        return _everyones(rows, self._world)
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """This worker's own of what `gather` gave."""
+        return rows[self._rank].clone()
+
+
+class Sharded:
+    """The batch is taken in `train.shards` shards, each forward and backward by itself, summed in their order.
+
+    Any number of workers up to the shards gives the same bits: each worker computes some of the shards, sums its own
+    slice of all shards' gradients and batch-norm statistics, and gets the other slices from those who summed them
+    (all-to-all, then all-gather: with a shard a worker, the traffic of a ring all-reduce).
+    """
+
+    def __init__(self, net: nn.Module, train: Train, *, seed: int, rank: int, world: int) -> None:
+        if world > train.shards:
+            raise ValueError(f"{world} workers for {train.shards} shards")
+        self._net, self._train, self._seed, self._world = _compiled(net, train), train, seed, world
+        edges = [train.shards * worker // world for worker in range(world + 1)]
+        self._counts = [end - start for start, end in pairwise(edges)]
+        self._mine = range(edges[rank], edges[rank + 1])
+        self._parameters = [p for p in net.parameters() if p.requires_grad]
+        self._statistics: list[tuple[Tensor, float]] = []  # running mean or variance, and its momentum
+        self._counters: list[Tensor] = []
+        for norm in net.modules():
+            if isinstance(norm, BatchNorm) and norm.track_running_stats:
+                momentum = 0.1 if norm.momentum is None else norm.momentum
+                self._statistics += [
+                    (cast(Tensor, norm.running_mean), momentum),
+                    (cast(Tensor, norm.running_var), momentum),
+                ]
+                self._counters.append(cast(Tensor, norm.num_batches_tracked))
+                norm.momentum = 1.0  # a shard's forward then leaves its own statistics in the buffers
+
+    def run(self, get: Get, step: int) -> Tensor:
+        """Gradients of step `step`; returns the sum of losses, correct answers and images of all shards, (3,)."""
+        before = [buffer.clone() for buffer, _ in self._statistics]
+        rows = []
+        for shard in self._mine:
+            for parameter in self._parameters:
+                parameter.grad = None
+            _reseed(self._seed, step, shard)
+            sums = _backward(self._net, get(shard, self._train.shards), self._train)
+            rows.append(self._flat(sums))
+        return self._spread(self._sum(rows), before)
+
+    def gather(self, sums: Tensor) -> Tensor:
+        """float64 (3,), which all workers have alike -> (1, 3)."""
+        return sums[None].clone()
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """The inverse of `gather`."""
+        return rows[0].clone()
+
+    def _flat(self, sums: Tensor) -> Tensor:
+        """All that a shard contributes, as one float32 vector."""
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        parts += [buffer for buffer, _ in self._statistics]
+        return torch.cat([*(part.reshape(-1) for part in parts), sums.float()])
+
+    def _sum(self, rows: list[Tensor]) -> Tensor:
+        """The sum over all shards of all workers, in their order."""
+        if self._world == 1:
+            return _in_order(rows)
+        length = len(rows[0])
+        size = -(-length // self._world)
+        padded = F.pad(torch.stack(rows), (0, size * self._world - length))
+        sent = padded.view(len(rows), self._world, size).transpose(0, 1).reshape(-1)
+        received = sent.new_empty(self._train.shards * size)
+        dist.all_to_all_single(
+            received, sent, [count * size for count in self._counts], [len(rows) * size] * self._world
+        )
+        mine = _in_order(list(received.view(self._train.shards, size)))
+        whole = sent.new_empty(self._world * size)
+        dist.all_gather_single(whole, mine)
+        return whole[:length]
+
+    def _spread(self, whole: Tensor, before: list[Tensor]) -> Tensor:
+        """Put the sum where the optimiser and validation look for it; returns what is reported."""
+        places = [*self._parameters, *(buffer for buffer, _ in self._statistics)]
+        *parts, sums = torch.split(whole, [*(place.numel() for place in places), 3])
+        means = [part.view(place.shape).div_(self._train.shards) for part, place in zip(parts, places, strict=True)]
+        count = len(self._parameters)
+        for parameter, grad in zip(self._parameters, means[:count], strict=True):
+            parameter.grad = grad
+        for (buffer, momentum), old, new in zip(self._statistics, before, means[count:], strict=True):
+            buffer.copy_(old.lerp_(new, momentum))
+        for counter in self._counters:
+            counter.sub_(len(self._mine) - 1)  # counted once a step, whatever this worker's number of shards
+        return sums.double()
+
+
+def _backward(net: nn.Module, batch: Batch, train: Train) -> Tensor:
+    """Add the mean gradient of `batch` to `.grad`, in `train.accumulate` pieces; returns what is reported, float64."""
+    pieces = zip(*(part.chunk(train.accumulate) for part in batch), strict=True)
+    total = torch.zeros(3, dtype=torch.float64, device=batch.images.device)
+    for number, (images, labels, targets) in enumerate(pieces, 1):
+        is_last = number == train.accumulate
+        several = net if isinstance(net, nn.parallel.DistributedDataParallel) else None
+        with several.no_sync() if several and not is_last else nullcontext():
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+                logits = net(images)
+            logits = logits.float()
+            loss = F.cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
+            (loss / train.accumulate if train.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        correct = (logits.argmax(1) == labels).sum()
+        count = torch.full_like(correct, len(labels), dtype=torch.float64)
+        total += torch.stack([loss.detach() * count, correct.double(), count])
+    return total
+
+
+def _compiled(net: nn.Module, train: Train) -> nn.Module:
+    if not train.compile:
+        return net
+    on_gpu = next(net.parameters()).device.type == "cuda"
+    net.compile(mode="reduce-overhead" if on_gpu else "default")  # on a GPU that means CUDA graphs
+    return net
+
+
+def _in_order(rows: list[Tensor]) -> Tensor:
+    whole = rows[0].clone()
+    for row in rows[1:]:
+        whole += row
+    return whole
+
+
+def _everyones(rows: Tensor, world: int) -> Tensor:
+    """Rows of which each worker has filled its own; exact, since all others add zeros."""
+    if world > 1:
+        dist.all_reduce(rows)
+    return rows
+
+
+def _reseed(seed: int, step: int, part: int) -> None:
+    """Let dropout draw the same for a part of a step whoever computes it, and however often a run was interrupted."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
