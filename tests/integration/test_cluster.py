@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,10 +14,9 @@ import pytest
 
 from resflow import ports
 from tests.conftest import Project, make_project
+from tests.integration.ray_nodes import end, wait_until_started
 
 pytestmark = pytest.mark.integration
-
-START_SECONDS = 90
 
 
 @pytest.fixture(scope="module")
@@ -58,35 +53,6 @@ def cluster(home: Path) -> Iterator[dict[str, str]]:
         for process in reversed(nodes):
             end(process)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while "Ray runtime started" not in (text := log.read_text()):
-        assert process.poll() is None, text
-        assert time.monotonic() < deadline, text
-        time.sleep(0.1)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a node with all of its children: Ray's own end with the raylet, the rest is in its session."""
-    children = descendants(process.pid)
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=10)
-    for pid in (process.pid, *children):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below `pid`, as /proc tells."""
-    try:
-        found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return [*found, *(below for child in found for below in descendants(child))]
 
 
 @pytest.fixture(scope="module")

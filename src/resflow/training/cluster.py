@@ -70,6 +70,8 @@ def fit(job: Job, address: str | None) -> tuple[loop.State, list[float]]:
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if job.train.workers[0] < job.train.workers[1]:  # else a lost node is waited for, a minute by default
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     display = Display(job.train)
     try:
         if job.train.workers == (1, 1) and not address:
@@ -215,7 +217,7 @@ def _tell_if_waiting(train: Train) -> None:
 
 
 @contextmanager
-def _shown(display: Display) -> Iterator[Callable[[Event], None]]:
+def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
     """Meanwhile, show on this machine what the first worker hands to the function given.
 
     Ray's own way, bringing all that workers print to the driver, brings its log too, and twice from shared hosts.
@@ -266,6 +268,9 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
     training = arrays.load(place, "train")
     steps = max(1, len(training.labels) // job.train.batch_size)
     meter = Meter(steps, job.train.batch_size, state.step, config["show"]) if rank == 0 else None
+    if meter and state.step:
+        crew = "" if (world, world) == job.train.workers else f" with {world} worker{'s'[: world != 1]}"
+        config["show"](f"going on from step {state.step} of {steps * job.train.epochs}{crew}")
     keeper = checkpoint.Keeper(folder, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
     seconds: list[float] = []
 

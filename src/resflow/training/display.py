@@ -81,15 +81,25 @@ class Display:
         self._train = train
         self._bar: Any = None
 
-    def show(self, event: Event) -> None:
-        """Show one event."""
+    def show(self, event: Event | str) -> None:
+        """Show where the run stands, or a line."""
+        if isinstance(event, str):
+            self.say(event)
+            return
         bar = self._bar or self._new_bar(event)
         bar.set_description(f"epoch {event.epoch}/{self._train.epochs}", refresh=False)
         figures = f"loss {event.loss:.4f}, accuracy {event.accuracy:.2%}, {event.images_per_second:,.0f} images/s"
         bar.set_postfix_str(figures, refresh=False)
         bar.update((event.epoch - 1) * event.steps + event.step - bar.n)
         if event.finished:
-            bar.write(_line(event.finished, self._train, event.seconds))
+            self.say(_line(event.finished, self._train, event.seconds))
+
+    def say(self, line: str) -> None:
+        """Show a line beside the bar."""
+        if self._bar:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -1,0 +1,146 @@
+"""Kill a training run at a random moment, once or twice, run the same command again, and compare with a run left alone.
+
+    undisturbed = outputs(project)             # after `run` without a kill
+    outcome = drill(project, KINDS["dvc"], seed=3)
+    assert outcome.outputs == undisturbed
+
+The pytest module beside this one runs a few, `python -m tests.drills` as many as one likes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import Project
+from tests.integration.ray_nodes import descendants
+
+RECIPE: dict[str, Any] = {"train__epochs": 12, "train__batch_size": 10, "checkpoint__steps": 7}
+"""Long enough to be killed in the middle; a checkpoint every few hundredths of a second."""
+OUTPUTS = ("models/model.safetensors", "metrics/train.json", "plots/train/curves.csv")
+START_SECONDS, END_SECONDS = 120, 20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is killed."""
+
+    what: str
+    command: tuple[str, ...]
+    workers: int = 1
+    victims: Callable[[subprocess.Popen[str]], list[int]] = lambda process: [process.pid]
+    survives: bool = False
+    """The command itself goes on and ends well."""
+
+
+def train_workers(driver: subprocess.Popen[str]) -> list[int]:
+    """The processes in which Ray trains."""
+    return [pid for pid in descendants(driver.pid) if b"RayTrainWorker" in _command_line(pid)]
+
+
+KINDS = {
+    "stage": Kind("the stage, training in its own process", ("resflow", "stage", "train")),
+    "worker": Kind("a training worker of Ray", ("resflow", "stage", "train"), 2, train_workers, True),
+    "driver": Kind("the driver of a Ray cluster", ("resflow", "stage", "train"), 2),
+    "dvc": Kind("`dvc repro`", ("dvc", "repro", "--force", "--single-item", "train")),
+    "flow": Kind("the Prefect flow, `resflow run`", ("resflow", "run", "--no-release")),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one drill ended."""
+
+    kills: int
+    steps: tuple[int, ...]
+    """Of the newest checkpoint at each kill."""
+    outputs: Mapping[str, str]
+
+
+def drill(project: Project, kind: Kind, seed: int) -> Outcome:
+    """Kill once or twice at moments that `seed` decides, from the first step of training to the last, then finish."""
+    draw = random.Random(f"{kind.what} {seed}")
+    # a change of what changes no bit makes DVC run the stage again
+    project.edit(train__num_workers=kind.workers, train__max_failures=100 + draw.randrange(10**6))
+    steps = []
+    for _ in range(draw.choice((1, 2))):
+        with (project.root.parent / "drill.log").open("a") as log:
+            process = subprocess.Popen(
+                kind.command,
+                cwd=project.root,
+                env=project.env(OMP_WAIT_POLICY="PASSIVE"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
+        try:
+            if not wait_until_step(project, process, draw.randrange(steps[-1] if steps else 0, last_step())):
+                break  # it was faster than this look at it
+            steps.append(newest(project))
+            for victim in kind.victims(process)[:1]:
+                os.kill(victim, signal.SIGKILL)
+            if kind.survives:
+                assert process.wait(END_SECONDS + START_SECONDS) == 0
+        finally:
+            _end(process, gently=kind.survives)
+    if not kind.survives:
+        project.run(*kind.command, OMP_WAIT_POLICY="PASSIVE")
+    return Outcome(len(steps), tuple(steps), outputs(project))
+
+
+def outputs(project: Project) -> dict[str, str]:
+    """SHA-256 of each output of the stage."""
+    return {name: sha256((project.root / name).read_bytes()).hexdigest() for name in OUTPUTS}
+
+
+def last_step() -> int:
+    """Of the recipe: 320 images are trained on."""
+    return int(RECIPE["train__epochs"]) * (320 // int(RECIPE["train__batch_size"]))
+
+
+def newest(project: Project) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    names = (path.name for path in (project.root / ".resflow" / "runs").glob("*/*.pt"))
+    return max((int(name.split("-")[0]) for name in names), default=0)
+
+
+def wait_until_step(project: Project, process: subprocess.Popen[str], step: int) -> bool:
+    """Whether `step` was reached before the end."""
+    deadline = time.monotonic() + START_SECONDS
+    while newest(project) < max(step, 1):
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "training does not go on"
+        time.sleep(0.005)
+    return process.poll() is None
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _end(process: subprocess.Popen[str], gently: bool) -> None:
+    """Nothing outlives a drill, not even a failed one; what is alive after the kill is the test's own business."""
+    if process.poll() is None and gently:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+    children = descendants(process.pid)
+    process.kill()
+    process.wait()
+    for pid in children if gently else ():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,41 @@
+"""Runs that are killed, wherever it hits them, end in the bits of a run left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project, make_project, stop_store
+from tests.drills.drill import KINDS, RECIPE, drill, outputs
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
+    made = make_project(tmp_path_factory.mktemp("drills") / "project", home)
+    made.edit(**RECIPE)
+    made.run("dvc", "repro", "prepare")
+    yield made
+    stop_store(made)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Project) -> dict[int, dict[str, str]]:
+    """The outputs for one worker and for two."""
+    found = {}
+    for workers in (1, 2):
+        prepared.edit(train__num_workers=workers)
+        prepared.run("resflow", "stage", "train", OMP_WAIT_POLICY="PASSIVE")
+        found[workers] = outputs(prepared)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_killed_at_a_random_moment_ends_in_the_bits_of_one_left_alone(
+    prepared: Project, undisturbed: dict[int, dict[str, str]], kind: str
+) -> None:
+    outcome = drill(prepared, KINDS[kind], seed=0)
+    assert outcome.kills, "nothing was killed"
+    assert outcome.outputs == undisturbed[KINDS[kind].workers]

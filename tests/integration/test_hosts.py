@@ -1,0 +1,181 @@
+"""Training across hosts that share no file system: three network namespaces, each with its own address and disk.
+
+The head has the project, the store and the driver; two workers have the installed packages and nothing of the project:
+code and data come to them by way of Ray and the store.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Project, make_project
+from tests.integration import hosts
+from tests.integration.hosts import Host
+from tests.integration.ray_nodes import end, wait_until_started
+
+reason = hosts.why_not()
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(reason is not None, reason=str(reason))]
+
+RAY_PORT, S3_PORT = 6379, 8333
+EPOCHS = 300
+"""Enough that the lost host is back before the end."""
+KEYS = {"AWS_ACCESS_KEY_ID": "resflow", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16), "AWS_REGION": "us-east-1"}
+TOKEN = secrets.token_hex(16)
+SOON = {f"RAY_health_check_{name}_ms": "1000" for name in ("initial_delay", "period", "timeout")}
+SOON["RAY_health_check_failure_threshold"] = "3"
+"""A host is given up after seconds, where Ray's defaults take a minute."""
+
+
+@dataclass
+class Cluster:
+    """A head and two workers."""
+
+    head: Host
+    workers: list[Host]
+    folder: Path
+    project: Project
+    nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+        mine["OMP_WAIT_POLICY"] = "PASSIVE"  # else threads spin on cores that others need
+        inherited = self.project.env(**mine, **SOON)
+        del inherited["PYTHONPATH"]
+        return inherited
+
+    def join(self, host: Host, *arguments: str) -> None:
+        """Start Ray on a host, which but for the head sees neither the project nor this repository's code."""
+        log = self.folder / f"{host.name}.log"
+        log.unlink(missing_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="n", dir=self.folder))
+        home = temporary / "home"
+        home.mkdir()
+        hides = () if host is self.head else (self.project.root, REPOSITORY / "src")
+        command = ["ray", "start", "--block", f"--node-ip-address={host.address}", "--object-store-memory=100000000"]
+        self.nodes[host.name] = host.start(
+            [*command, f"--temp-dir={temporary / 'r'}", *arguments],
+            log=log,
+            env={**self.env, "HOME": str(home)},
+            hides=hides,
+            cwd=self.folder,
+        )
+        wait_until_started(self.nodes[host.name], log)
+
+    def leave(self, host: Host) -> None:
+        end(self.nodes.pop(host.name))
+
+    def train(self, log: Path) -> subprocess.Popen[bytes]:
+        """The driver, on the head."""
+        mine = {
+            "RAY_ADDRESS": f"{self.head.address}:{RAY_PORT}",
+            "RESFLOW_STORAGE": "s3://training/runs",
+            "AWS_ENDPOINT_URL_S3": f"http://{self.head.address}:{S3_PORT}",
+            "PYTHONPATH": self.project.env()["PYTHONPATH"],
+        }
+        command = ["resflow", "stage", "train"]
+        return self.head.start(command, log=log, env={**self.env, **KEYS, **mine}, cwd=self.project.root)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="rf", dir="/tmp"))  # sockets' paths must be short
+    made = make_project(tmp_path_factory.mktemp("hosts") / "project", home)
+    made.edit(train__num_workers=[1, 2], train__shards=2, checkpoint__seconds=0.5, train__epochs=EPOCHS)
+    made.run("resflow", "stage", "fetch")
+    made.run("resflow", "stage", "prepare")
+    with hosts.network(3) as (head, *workers):
+        given = Cluster(head, workers, folder, made)
+        store = start_store(given)
+        try:
+            given.join(head, "--head", f"--port={RAY_PORT}", "--include-dashboard=false", "--num-cpus=0")
+            for worker in workers:
+                given.join(worker, f"--address={head.address}:{RAY_PORT}", "--num-cpus=1")
+            yield given
+        finally:
+            for process in [*reversed(given.nodes.values()), store]:
+                end(process)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_store(cluster: Cluster) -> subprocess.Popen[bytes]:
+    """SeaweedFS with the bucket `training`, on the head."""
+    data, address = cluster.folder / "s3", cluster.head.address
+    data.mkdir()
+    options = ("-webdav=false", "-admin.ui=false", "-s3.port.lance=0", "-s3.autoCreateBucket=false")
+    process = cluster.head.start(
+        ["weed", "mini", f"-dir={data}", f"-ip={address}", f"-ip.bind={address}", f"-s3.port={S3_PORT}", *options],
+        log=cluster.folder / "weed.log",
+        env={**cluster.env, **KEYS},
+        cwd=cluster.folder,
+    )
+    make = (
+        "import boto3, botocore.exceptions as errors, time\n"
+        f"s3 = boto3.client('s3', endpoint_url='http://{address}:{S3_PORT}')\n"
+        "for attempt in range(100):\n"
+        "    try:\n"
+        "        if not s3.list_buckets()['Buckets']: s3.create_bucket(Bucket='training')\n"
+        "        s3.put_object(Bucket='training', Key='ready', Body=b''); break\n"  # it answers before it can write
+        "    except (errors.BotoCoreError, errors.ClientError):\n"
+        "        time.sleep(0.2)\n"
+        "else:\n"
+        "    raise SystemExit('the store does not answer')\n"
+    )
+    try:
+        subprocess.run(cluster.head.command(["python", "-c", make]), env={**cluster.env, **KEYS}, check=True)
+    except BaseException:
+        end(process)
+        raise
+    return process
+
+
+def test_hosts_without_a_shared_disk_train_and_one_that_is_lost_and_comes_back_changes_no_bit(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    alone = Project(tmp_path / "alone", cluster.project.home)
+    shutil.copytree(cluster.project.root, alone.root, ignore=shutil.ignore_patterns(".resflow"))
+    alone.edit(train__num_workers=1)
+    log, command = cluster.folder / "driver.log", ["resflow", "stage", "train"]
+    undisturbed = subprocess.Popen(command, cwd=alone.root, env=alone.env(), stdout=subprocess.DEVNULL)
+    driver = cluster.train(log)
+    try:
+        wait_for(lambda: "epoch 2/" in log.read_text(), driver, log)
+        lost = cluster.workers[1]
+        lost.cut()
+        wait_for(lambda: " with 1 worker\n" in log.read_text(), driver, log)
+        lost.mend()
+        cluster.leave(lost)
+        cluster.join(lost, f"--address={cluster.head.address}:{RAY_PORT}", "--num-cpus=1")
+        wait_for(lambda: " with 2 workers\n" in log.read_text(), driver, log)
+        assert driver.wait(timeout=300) == 0, log.read_text()
+        assert undisturbed.wait(timeout=300) == 0
+    finally:
+        for process in (driver, undisturbed):
+            if process.poll() is None:
+                end(process)
+    told = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("epoch ")]
+    assert told[-1] == f"{EPOCHS}/{EPOCHS}"
+    assert set(told) == {f"{number}/{EPOCHS}" for number in range(1, EPOCHS + 1)}
+    assert digest(cluster.project) == digest(alone)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def digest(project: Project) -> str:
+    return sha256((project.root / "models" / "model.safetensors").read_bytes()).hexdigest()
