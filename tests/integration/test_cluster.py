@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ import pytest
 
 from resflow import ports
 from tests.conftest import Project, make_project
+from tests.drills.drill import RECIPE, wait_until_step
 from tests.integration.ray_nodes import end, wait_until_started
 
 pytestmark = pytest.mark.integration
+
+EPOCHS = 6
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def cluster(home: Path) -> Iterator[dict[str, str]]:
 def prepared(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
     """A project with prepared data and two workers."""
     made = make_project(tmp_path_factory.mktemp("cluster") / "project", home)
-    made.edit(train__num_workers=2)
+    made.edit(**{**RECIPE, "train__epochs": EPOCHS}, train__num_workers=2, train__shards=2)
     made.run("resflow", "stage", "fetch")
     made.run("resflow", "stage", "prepare")
     return made
@@ -73,35 +77,63 @@ def epoch_lines(text: str) -> list[str]:
     return [line.split()[1] for line in text.splitlines() if line.startswith("epoch ")]
 
 
-def test_a_cluster_trains_and_a_killed_driver_goes_on_to_the_same_bits(
+def test_a_cluster_trains_and_ends_in_the_bits_of_one_worker_with_the_same_shards(
     prepared: Project, cluster: dict[str, str]
 ) -> None:
     done = prepared.run("resflow", "stage", "train", **cluster)
-    assert epoch_lines(done.out) == ["1/2", "2/2"]
+    assert epoch_lines(done.out) == [f"{number}/{EPOCHS}" for number in range(1, EPOCHS + 1)]
     assert "Traceback" not in done.out + done.err
-    undisturbed = digest(prepared)
-    (prepared.root / "models" / "model.safetensors").unlink()
+    scattered = digest(prepared)
+    prepared.edit(train__num_workers=1)
+    prepared.run("resflow", "stage", "train")
+    prepared.edit(train__num_workers=2)
+    assert digest(prepared) == scattered
 
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_to_the_same_bits(
+    prepared: Project, cluster: dict[str, str], number: signal.Signals
+) -> None:
+    undisturbed = digest(prepared)
     driver = subprocess.Popen(
         ["resflow", "stage", "train"],
         cwd=prepared.root,
         env=prepared.env(**cluster),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    assert driver.stdout is not None
-    with driver.stdout:
-        try:
-            assert driver.stdout.readline().startswith("epoch 1/2")
-        finally:
-            driver.kill()
-            driver.wait()
-
+    try:
+        assert wait_until_step(prepared, driver, 20), driver.communicate()[0]
+        driver.send_signal(number)
+        said = driver.communicate(timeout=20)[0]
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
+    if number is not signal.SIGKILL:
+        assert said.splitlines()[-1] == f"train: stopped by {number.name}; run it again to go on"
+    assert "Traceback" not in said
+    assert groups_left(prepared, cluster) == 0
     again = prepared.run("resflow", "stage", "train", **cluster)
-    assert epoch_lines(again.out) in (["2/2"], [])  # none where the workers had ended before their driver was killed
+    assert again.out.startswith("going on from step ")
     assert digest(prepared) == undisturbed
+
+
+def groups_left(project: Project, cluster: dict[str, str]) -> int:
+    """Placement groups that still hold CPUs of the cluster a few seconds after their driver ended."""
+    look = (
+        "import ray, time\n"
+        "from ray.util import placement_group_table as table\n"
+        f"ray.init(address='{cluster['RAY_ADDRESS']}', log_to_driver=False, logging_level='ERROR')\n"
+        "def left(): return [one for one in table().values() if one['state'] != 'REMOVED']\n"
+        "deadline = time.monotonic() + 20\n"
+        "while left() and time.monotonic() < deadline: time.sleep(0.2)\n"
+        "print(len(left()))\n"
+    )
+    joining = {**cluster, "RAY_AUTH_MODE": "token"}
+    return int(project.run("python", "-c", look, **joining).out.splitlines()[-1])
 
 
 def test_a_wrong_token_is_one_error_that_says_where_the_token_goes(prepared: Project, cluster: dict[str, str]) -> None:
