@@ -365,15 +365,25 @@ def _weed() -> str:
 
 
 def _pid(places: Places) -> int | None:
-    """The running server: whoever has our data folder on its command line."""
-    wanted = f"-dir={places.data}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (folder / "cmdline").read_bytes().split(b"\0"):
-                return int(folder.name)
-        except OSError:  # it ended meanwhile
-            continue
-    return None
+    """The running server."""
+    found = (int(process.name) for process in Path("/proc").glob("[0-9]*") if _serves(process, places))
+    return next(found, None)
+
+
+def _serves(process: Path, places: Places) -> bool:
+    """Whether this process has our data folder on its command line.
+
+    That is empty for a moment while the shell becomes the server, which then is known by the folder it starts in. It
+    is empty for a moment at the end too, when there is no program any more: such a one counts as gone.
+    """
+    try:
+        words = (process / "cmdline").read_bytes()
+        if not words:
+            (process / "exe").readlink()  # fails for one that ends
+            return (process / "cwd").readlink() == places.folder
+        return f"-dir={places.data}".encode() in words.split(b"\0")
+    except OSError:  # it ended meanwhile, or is another user's
+        return False
 
 
 def _has_volumes(master: int) -> bool:

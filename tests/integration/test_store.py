@@ -195,6 +195,21 @@ def test_two_processes_that_start_it_at_once_get_one_store_that_outlives_them(ro
     storage.answers(server.endpoint(root))
 
 
+def test_a_server_is_known_from_its_first_moment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has no command line for a moment while it becomes another program; among so many, some are met in it."""
+    places = server.Places(root)
+    places.data.mkdir(parents=True)
+    monkeypatch.chdir(places.folder)
+    program, quiet = server._weed(), [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    for _ in range(400):
+        pid = os.posix_spawn(program, ["weed", "shell", f"-dir={places.data}"], os.environ, file_actions=quiet)
+        try:
+            assert server._serves(Path("/proc", str(pid)), places)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def test_a_store_whose_settings_were_deleted_starts_again_with_new_ones(root: Path) -> None:
     before = server.start(root, wait=False)
     settings(root).unlink()
