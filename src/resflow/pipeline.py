@@ -39,8 +39,10 @@ __all__ = [
 
 ADVICE = re.compile(
     r"(Updat|Generat)ing lock|To track the changes|\tgit add |To enable auto|\tdvc config |Use `dvc push`|> "
+    r"|Data and pipelines are up to date"
 )
-"""What DVC tells with each stage to who works by hand; resflow itself commits and pushes what ran."""
+"""What DVC tells with each stage to who works by hand; resflow itself commits and pushes what ran. That all is up to
+date is said of each stage in turn, and is not true of those to come."""
 STOP_SECONDS = 15.0
 """A stage ends within a second or two of SIGTERM, on a cluster in three."""
 

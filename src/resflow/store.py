@@ -183,7 +183,8 @@ def endpoint(root: Path) -> Endpoint:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or REGION
         return Endpoint(url, region=region)
     if embedded is None:
-        raise StoreUnavailable("embedded store", "it was never started here", "Run `resflow store start`")
+        mend = "Run `resflow store start`; for another clone's store, set what `resflow store env` prints there"
+        raise StoreUnavailable("embedded store", "it was never started here", mend)
     return embedded
 
 
