@@ -22,6 +22,7 @@ install: $(INSTALLED) ## Install everything into .venv from requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resflow needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@echo "Installing into .venv from requirements.lock; the first time this takes minutes."
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	grep -v '^torch==' requirements.lock > .venv/hashed.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --require-hashes -r .venv/hashed.lock

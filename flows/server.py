@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import warnings
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -29,6 +33,7 @@ def check(needed: bool) -> str | None:
         if needed:
             mend = "Start one with `prefect server start`, then set PREFECT_API_URL=http://127.0.0.1:4200/api"
             raise SetupError("PREFECT_API_URL", "is not set, and a schedule needs a Prefect server", mend)
+        _check_home(settings.home)
         return None
     try:
         answer = _ask(url, settings)
@@ -45,12 +50,26 @@ def check(needed: bool) -> str | None:
     return url
 
 
+def _check_home(home: Path) -> None:
+    """Where Prefect keeps its own database: without one it would wait two minutes for a server that cannot start."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not os.access(home, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        mend = "Make it writable, or set PREFECT_HOME to a folder that is"
+        raise SetupError(str(home), f"Prefect cannot keep its state there ({error.strerror})", mend) from error
+
+
 def _settings() -> Settings:
-    from prefect.settings import get_current_settings
     from pydantic import ValidationError
 
     try:
-        return get_current_settings()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Failed to create the Prefect home")  # told better by `_check_home`
+            from prefect.settings import get_current_settings
+
+            return get_current_settings()
     except ValidationError as error:
         problem = "; ".join(one["msg"] for one in error.errors())
         mend = "Check PREFECT_API_URL and the other variables that begin with PREFECT_"

@@ -253,8 +253,8 @@ def schedule(
     """
     if (cron is None) == (interval is None):
         raise typer.BadParameter("give either --cron or --interval")
-    os.chdir(_root())
-    overrides = _overrides(settings or [], params_file)
+    root, overrides = _root(), _overrides(settings or [], params_file)
+    os.chdir(root)
     _check_server(needed=True)
     from flows.schedule import serve
 

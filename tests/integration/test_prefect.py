@@ -314,7 +314,8 @@ def test_settings_that_prefect_refuses_are_named_last(released: Project) -> None
 
 
 def test_a_schedule_without_a_server_says_how_to_start_one(released: Project) -> None:
-    done = released.run("resflow", "schedule", "--interval", "60", code=1)
+    below = replace(released, root=released.root / "docs", environment={"PYTHONPATH": released.env()["PYTHONPATH"]})
+    done = below.run("resflow", "schedule", "--interval", "60", "--params", "../experiments/article.yaml", code=1)
     assert done.err.startswith(
         "error: PREFECT_API_URL: is not set, and a schedule needs a Prefect server. Start one with"
     )
