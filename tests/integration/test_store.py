@@ -237,6 +237,18 @@ def test_a_port_that_is_taken_is_named_with_its_holder_and_a_way_out(root: Path)
         server.start(root, port)
 
 
+def test_a_server_whose_port_was_taken_while_it_started_gets_another(root: Path) -> None:
+    endpoint = server.start(root)
+    server.stop(root)
+    places, before = server.Places(root), ports(root)
+    with socket.create_server(("127.0.0.1", before["volume"])):
+        server._spawn(places, server._load(places))  # as if the port had been free when we looked
+        assert server.wait_ready(root) == endpoint
+        after = ports(root)
+        assert (after["s3"], after["volume"] != before["volume"]) == (before["s3"], True)
+        storage.ensure_bucket(endpoint, "resflow")
+
+
 def test_a_server_that_cannot_start_says_why(root: Path) -> None:
     data = root / ".resflow" / "store" / "data"
     data.mkdir(parents=True)
