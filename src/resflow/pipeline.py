@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from resflow.errors import RETRYABLE, SetupError, StageError
+from resflow.files import write
 
 __all__ = [
     "Pushed",
@@ -99,9 +100,10 @@ def recorded_files(root: Path) -> list[str]:
 def run_stage(root: Path, name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageRun:
     """`dvc repro` this one stage, handing each line of its output to `on_line`. Raises `StageError`."""
     started = time.perf_counter()
-    code, lines = _dvc(root, ["repro", "--single-item", name], on_line, env)
-    if code:
-        raise _failure(name, code, lines)
+    with _lock_kept(root / "dvc.lock"):
+        code, lines = _dvc(root, ["repro", "--single-item", name], on_line, env)
+        if code:
+            raise _failure(name, code, lines)
     skipped = any("didn't change, skipping" in line or "is cached - skipping run" in line for line in lines)
     return StageRun(name=name, ran=not skipped, seconds=time.perf_counter() - started)
 
@@ -208,6 +210,28 @@ def _complaint(lines: list[str]) -> str:
     return next((line for line in reversed(lines) if line.startswith("ERROR")), "").removeprefix("ERROR: ")
 
 
+@contextmanager
+def _lock_kept(lock: Path) -> Iterator[None]:
+    """DVC writes dvc.lock in place: where that failed, on a full disk or in a kill, put back what was there."""
+    before = lock.read_bytes() if lock.exists() else None
+    try:
+        yield
+    except BaseException:
+        if lock.exists() and not _is_lock(lock):
+            if before is None:
+                lock.unlink()
+            else:
+                write(lock, before)
+        raise
+
+
+def _is_lock(path: Path) -> bool:
+    try:
+        return "stages" in yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError):
+        return False
+
+
 def _failure(name: str, code: int, lines: list[str]) -> StageError:
     said = next((line.removeprefix(f"{name}: ") for line in reversed(lines) if line.startswith(f"{name}: ")), None)
     complaint = _complaint(lines) or f"exit code {code}"
@@ -218,6 +242,10 @@ def _failure(name: str, code: int, lines: list[str]) -> StageError:
         error = StageError(f"{name}: {where}", problem, mend)
     elif "locked" in complaint or "is busy" in complaint or "blocked" in complaint:
         error = StageError(name, f"another DVC command is running ({complaint})", "Wait for it to end")
+    elif "No space left" in complaint:
+        error = StageError(name, complaint, "Free disk space and run again")
+    elif any("dvc.lock' validation failed" in line or "dvc.lock' is invalid" in line for line in lines):
+        error = StageError(name, "dvc.lock is damaged", "Run `git checkout dvc.lock`, or delete it, and run again")
     else:
         error = StageError(name, complaint, "Its output is above")
     error.retryable = retryable

@@ -68,6 +68,8 @@ def test_the_root_is_found_from_a_folder_below(tmp_path: Path) -> None:
         (["train: train: lr is 9. Lower it", "ERROR: exited with 1"], "train: train: lr is 9. Lower it", False),
         (["ERROR: cannot stat model"], "train: cannot stat model. Its output is above", False),
         (["Traceback"], "train: exit code 1. Its output is above", False),
+        (["ERROR: [Errno 28] No space left on device"], "Free disk space and run again", False),
+        (["'./dvc.lock' validation failed.", "required key not provided"], "train: dvc.lock is damaged. Run", False),
         (["ERROR: 'a' is busy, it is being blocked by PID 7"], "another DVC command is running", False),
     ],
 )
@@ -77,3 +79,17 @@ def test_a_failed_stage_is_told_in_its_own_words(lines: list[str], said: str, re
     assert isinstance(error, StageError)
     assert said in str(error)
     assert error.retryable is retryable
+
+
+@pytest.mark.parametrize("before", [None, "schema: '2.0'\nstages: {}\n"])
+def test_a_dvc_lock_that_was_left_half_written_is_put_back(before: str | None, tmp_path: Path) -> None:
+    """As on a full disk, where DVC leaves it empty and then refuses to run at all."""
+    write(tmp_path, {"a": {"cmd": "printf schema > dvc.lock; false"}})
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    lock = tmp_path / "dvc.lock"
+    if before is not None:
+        lock.write_text(before)
+    with pytest.raises(StageError, match="failed to reproduce 'a'"):
+        pipeline.run_stage(tmp_path, "a", lambda line: None)
+    assert (lock.read_text() if lock.exists() else None) == before
