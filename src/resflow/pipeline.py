@@ -212,17 +212,24 @@ def _complaint(lines: list[str]) -> str:
 
 @contextmanager
 def _lock_kept(lock: Path) -> Iterator[None]:
-    """DVC writes dvc.lock in place: where that failed, on a full disk or in a kill, put back what was there."""
-    before = lock.read_bytes() if lock.exists() else None
+    """DVC writes dvc.lock in place: where that failed, on a full disk or in a kill, put back what was there.
+
+    Not after other failures: another DVC command may have written its own results meanwhile.
+    """
+    copy = lock.parent / ".resflow" / f"{lock.name}.{os.getpid()}"  # made while there is room: renaming needs none
+    if lock.exists():
+        write(copy, lock.read_bytes())
     try:
         yield
-    except BaseException:
-        if lock.exists() and not _is_lock(lock):
-            if before is None:
-                lock.unlink()
+    except BaseException as error:
+        if lock.exists() and ("[Errno" in str(error) or not _is_lock(lock)):
+            if copy.exists():
+                copy.replace(lock)
             else:
-                write(lock, before)
+                lock.unlink()
         raise
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _is_lock(path: Path) -> bool:

@@ -82,14 +82,36 @@ def test_a_failed_stage_is_told_in_its_own_words(lines: list[str], said: str, re
 
 
 @pytest.mark.parametrize("before", [None, "schema: '2.0'\nstages: {}\n"])
-def test_a_dvc_lock_that_was_left_half_written_is_put_back(before: str | None, tmp_path: Path) -> None:
-    """As on a full disk, where DVC leaves it empty and then refuses to run at all."""
-    write(tmp_path, {"a": {"cmd": "printf schema > dvc.lock; false"}})
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
-    lock = tmp_path / "dvc.lock"
-    if before is not None:
-        lock.write_text(before)
+@pytest.mark.parametrize("left", ["", "schema:"])
+def test_a_dvc_lock_that_was_left_half_written_is_put_back(before: str | None, left: str, tmp_path: Path) -> None:
+    """As on a full disk, where DVC leaves it empty or cut short and then refuses to run at all."""
+    lock = small_repository(tmp_path, f"printf '{left}' > dvc.lock; false", before)
     with pytest.raises(StageError, match="failed to reproduce 'a'"):
         pipeline.run_stage(tmp_path, "a", lambda line: None)
     assert (lock.read_text() if lock.exists() else None) == before
+
+
+def test_a_dvc_lock_that_could_not_be_written_to_its_end_is_put_back_though_it_can_be_read(tmp_path: Path) -> None:
+    before = "schema: '2.0'\nstages: {}\n"
+    lock = small_repository(tmp_path, "true", before)
+    error = pipeline._failure("a", 255, ["ERROR: failed to reproduce 'a': [Errno 28] No space left on device"])
+
+    def fail() -> None:
+        with pipeline._lock_kept(lock):
+            lock.write_text("stages:\n  a:\n    deps:\n    - path: code.py\n")
+            raise error
+
+    with pytest.raises(StageError, match="Free disk space"):
+        fail()
+    assert lock.read_text() == before
+    assert list((tmp_path / ".resflow").iterdir()) == []
+
+
+def small_repository(root: Path, command: str, lock: str | None) -> Path:
+    """One stage, of a command; returns the path of its dvc.lock."""
+    write(root, {"a": {"cmd": command}})
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    if lock is not None:
+        (root / "dvc.lock").write_text(lock)
+    return root / "dvc.lock"
