@@ -22,18 +22,19 @@ install: $(INSTALLED) ## Install everything into .venv from requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resflow needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@echo "Installing into .venv from requirements.lock; the first time this takes minutes."
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	grep -v '^torch==' requirements.lock > .venv/hashed.lock
-	$(BIN)/python -m pip install --quiet --progress-bar off --require-hashes -r .venv/hashed.lock
-	$(BIN)/python -m pip install --quiet --progress-bar off "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --require-hashes -r .venv/hashed.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 run: $(INSTALLED) ## Run the whole pipeline: from raw MNIST to a registered, published network
 	@$(BIN)/resflow run
 
-test: $(INSTALLED) ## Run all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## Run all tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 unit: $(INSTALLED) ## Run the fast tests only
 	$(BIN)/python -m pytest -m "not integration"
@@ -51,9 +52,10 @@ bench: $(INSTALLED) ## Measure accuracy and overhead into docs/benchmarks.md (ab
 	$(BIN)/python -m benchmarks.overhead
 
 lock: ## Resolve pyproject.toml anew into requirements.lock (torch stands at its end, without a hash)
-	[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet uv
+	[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --group dev pyproject.toml \
 	  $(foreach package,$(TORCH_FAMILY),--no-emit-package $(package)) --constraint <(echo $(TORCH)) --output-file requirements.lock
+	sed -i 's/^sqlalchemy==/sqlalchemy[asyncio]==/' requirements.lock  # pip before 23.3 needs the extra that Prefect asks for
 	echo "$(TORCH)" >> requirements.lock
 
 clean: ## Remove the environment and caches; data, models, the store and versions stay

@@ -206,7 +206,7 @@ def show(reference: Reference, as_json: Json = False) -> None:
     for kind, entries in (("data", lineage.data), ("code", lineage.code)):
         rows += [(f"{kind} {path}", digest) for path, digest in entries.items()]
     for path, values in lineage.metrics.items():
-        figures = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        figures = {key: value for key, value in values.items() if isinstance(value, int | float) and "." not in key}
         rows.append((path, "  ".join(f"{key} {value:g}" for key, value in figures.items())))
     terminal.table(rows)
 
@@ -217,12 +217,11 @@ def pull(
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the bundle; made where it is missing.")],
 ) -> None:
     """Download a published bundle and verify each file against its manifest. Starts the embedded store if need be."""
-    from resflow import registry, storage, store
+    from resflow import registry
 
     root = _root()
     version = registry.resolve(root, reference)
-    bucket = _params(root).store.bucket
-    files = storage.pull(store.ready(root), bucket, f"models/{version.name}/{version.version}", to)
+    files = _pull(root, version, to)
     typer.echo(f"{len(files)} files of {version} are in {to}, each verified by its SHA-256")
 
 
@@ -254,8 +253,8 @@ def schedule(
     """
     if (cron is None) == (interval is None):
         raise typer.BadParameter("give either --cron or --interval")
-    os.chdir(_root())
-    overrides = _overrides(settings or [], params_file)
+    root, overrides = _root(), _overrides(settings or [], params_file)
+    os.chdir(root)
     _check_server(needed=True)
     from flows.schedule import serve
 
@@ -300,6 +299,20 @@ def status() -> None:
     typer.echo(
         f"The store answers at {found.url} (process {found.pid}); {found.bytes_used / 1e6:.1f} MB in {found.data}"
     )
+
+
+@stores.command(epilog=_examples("resflow store env"))
+def env() -> None:
+    """Print the variables that make other programs and other clones use this store. They hold its keys.
+
+    `eval "$(resflow store env)"` sets them in a shell, where `dvc pull` in another clone or `aws s3 ls` find it then.
+    """
+    import shlex
+
+    from resflow import store
+
+    for name, value in store.ready(_root()).environment().items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 @app.command(
@@ -393,7 +406,7 @@ def _overrides(settings: list[str], file: Path | None) -> dict[str, Any]:
 
 def _model_path(model: str | None) -> Path:
     """A file as it is; a version's model from the store, kept beside the project's state; by default the project's."""
-    from resflow import registry, storage, store
+    from resflow import registry
     from resflow.stages.paths import MODEL, STATE
 
     if model is None:
@@ -404,8 +417,18 @@ def _model_path(model: str | None) -> Path:
     version = registry.resolve(root, model)
     folder = root / STATE / "models" / str(version)
     if not folder.is_dir():
-        storage.pull(store.ready(root), _params(root).store.bucket, f"models/{version.name}/{version.version}", folder)
+        _pull(root, version, folder)
     return folder / MODEL.name
+
+
+def _pull(root: Path, version: Any, to: Path) -> list[Path]:
+    """A version's bundle from the store. One that was never started here has none, and is not started to say so."""
+    from resflow import storage, store
+
+    endpoint = store.endpoint(root)
+    if endpoint.embedded:
+        endpoint = store.start(root)
+    return storage.pull(endpoint, _params(root).store.bucket, f"models/{version.name}/{version.version}", to)
 
 
 def _root() -> Path:

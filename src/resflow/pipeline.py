@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from resflow.errors import RETRYABLE, SetupError, StageError
+from resflow.files import write
 
 __all__ = [
     "Pushed",
@@ -39,8 +40,10 @@ __all__ = [
 
 ADVICE = re.compile(
     r"(Updat|Generat)ing lock|To track the changes|\tgit add |To enable auto|\tdvc config |Use `dvc push`|> "
+    r"|Data and pipelines are up to date"
 )
-"""What DVC tells with each stage to who works by hand; resflow itself commits and pushes what ran."""
+"""What DVC tells with each stage to who works by hand; resflow itself commits and pushes what ran. That all is up to
+date is said of each stage in turn, and is not true of those to come."""
 STOP_SECONDS = 15.0
 """A stage ends within a second or two of SIGTERM, on a cluster in three."""
 
@@ -97,9 +100,10 @@ def recorded_files(root: Path) -> list[str]:
 def run_stage(root: Path, name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageRun:
     """`dvc repro` this one stage, handing each line of its output to `on_line`. Raises `StageError`."""
     started = time.perf_counter()
-    code, lines = _dvc(root, ["repro", "--single-item", name], on_line, env)
-    if code:
-        raise _failure(name, code, lines)
+    with _lock_kept(root / "dvc.lock"):
+        code, lines = _dvc(root, ["repro", "--single-item", name], on_line, env)
+        if code:
+            raise _failure(name, code, lines)
     skipped = any("didn't change, skipping" in line or "is cached - skipping run" in line for line in lines)
     return StageRun(name=name, ran=not skipped, seconds=time.perf_counter() - started)
 
@@ -206,6 +210,35 @@ def _complaint(lines: list[str]) -> str:
     return next((line for line in reversed(lines) if line.startswith("ERROR")), "").removeprefix("ERROR: ")
 
 
+@contextmanager
+def _lock_kept(lock: Path) -> Iterator[None]:
+    """DVC writes dvc.lock in place: where that failed, on a full disk or in a kill, put back what was there.
+
+    Not after other failures: another DVC command may have written its own results meanwhile.
+    """
+    copy = lock.parent / ".resflow" / f"{lock.name}.{os.getpid()}"  # made while there is room: renaming needs none
+    if lock.exists():
+        write(copy, lock.read_bytes())
+    try:
+        yield
+    except BaseException as error:
+        if lock.exists() and ("[Errno" in str(error) or not _is_lock(lock)):
+            if copy.exists():
+                copy.replace(lock)
+            else:
+                lock.unlink()
+        raise
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _is_lock(path: Path) -> bool:
+    try:
+        return "stages" in yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError):
+        return False
+
+
 def _failure(name: str, code: int, lines: list[str]) -> StageError:
     said = next((line.removeprefix(f"{name}: ") for line in reversed(lines) if line.startswith(f"{name}: ")), None)
     complaint = _complaint(lines) or f"exit code {code}"
@@ -216,6 +249,10 @@ def _failure(name: str, code: int, lines: list[str]) -> StageError:
         error = StageError(f"{name}: {where}", problem, mend)
     elif "locked" in complaint or "is busy" in complaint or "blocked" in complaint:
         error = StageError(name, f"another DVC command is running ({complaint})", "Wait for it to end")
+    elif "No space left" in complaint:
+        error = StageError(name, complaint, "Free disk space and run again")
+    elif any("dvc.lock' validation failed" in line or "dvc.lock' is invalid" in line for line in lines):
+        error = StageError(name, "dvc.lock is damaged", "Run `git checkout dvc.lock`, or delete it, and run again")
     else:
         error = StageError(name, complaint, "Its output is above")
     error.retryable = retryable

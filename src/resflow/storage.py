@@ -182,7 +182,7 @@ def _unusable(where: str, error: Exception) -> StoreError:
 
 
 def _no_bucket(where: str) -> StoreError:
-    mend = "Check the name; `resflow store start` makes it in the embedded store, in another store make it yourself"
+    mend = "Check store.bucket in params.yaml; the embedded store's is made by `resflow store start`, another's by you"
     return StoreError(where, "there is no such bucket", mend)
 
 
@@ -335,7 +335,8 @@ def _manifest(s3: Any, bucket: str, prefix: str) -> bytes | None:
 
 def _parsed(content: bytes | None, url: str) -> dict[str, Any]:
     if content is None:
-        raise StoreError(url, "no bundle is published there", "Check the name and version, or publish it first")
+        mend = "Publish it with `resflow run`; if another clone has, set what `resflow store env` prints there"
+        raise StoreError(url, "no bundle is published there", mend)
     try:
         value = json.loads(content)
         for name, entry in value["files"].items():

@@ -42,6 +42,8 @@ READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
 """2 to 4 s are usual; then the process is killed, which has lost no acknowledged object in tests."""
 SERVICES = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin")
+CROWDED = "Port allocation failed"
+"""What the server says when another process took one of its ports after we had found it free."""
 GRPC_OFFSET = 10_000
 """`weed admin` expects its gRPC port at this distance from its own."""
 OPTIONS = (
@@ -135,11 +137,16 @@ def wait_ready(root: Path) -> Endpoint:
     places = Places(root)
     settings = _load(places)
     found, deadline, seen = _endpoint(settings), time.monotonic() + READY_SECONDS, ""
-    mend = f"See {places.log}"
+    mend, moved = f"See {places.log}", False
     while True:
         pid = _pid(places)
         if pid is None:
             _remove_sockets(settings)
+            if CROWDED in _last_line(places.log) and not moved:
+                moved = True
+                start(root, wait=False)  # refuses where it is the port of S3; others are chosen anew
+                settings = _load(places)
+                continue
             raise SetupError("embedded store", f"it ended while starting: {_last_line(places.log)}", mend)
         try:
             if _accepts(settings["ports"]["s3"]):
@@ -183,7 +190,8 @@ def endpoint(root: Path) -> Endpoint:
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or REGION
         return Endpoint(url, region=region)
     if embedded is None:
-        raise StoreUnavailable("embedded store", "it was never started here", "Run `resflow store start`")
+        mend = "Run `resflow store start`; for another clone's store, set what `resflow store env` prints there"
+        raise StoreUnavailable("embedded store", "it was never started here", mend)
     return embedded
 
 
@@ -365,15 +373,25 @@ def _weed() -> str:
 
 
 def _pid(places: Places) -> int | None:
-    """The running server: whoever has our data folder on its command line."""
-    wanted = f"-dir={places.data}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if wanted in (folder / "cmdline").read_bytes().split(b"\0"):
-                return int(folder.name)
-        except OSError:  # it ended meanwhile
-            continue
-    return None
+    """The running server."""
+    found = (int(process.name) for process in Path("/proc").glob("[0-9]*") if _serves(process, places))
+    return next(found, None)
+
+
+def _serves(process: Path, places: Places) -> bool:
+    """Whether this process has our data folder on its command line.
+
+    That is empty for a moment while the shell becomes the server, which then is known by the folder it starts in. It
+    is empty for a moment at the end too, when there is no program any more: such a one counts as gone.
+    """
+    try:
+        words = (process / "cmdline").read_bytes()
+        if not words:
+            (process / "exe").readlink()  # fails for one that ends
+            return (process / "cwd").readlink() == places.folder
+        return f"-dir={places.data}".encode() in words.split(b"\0")
+    except OSError:  # it ended meanwhile, or is another user's
+        return False
 
 
 def _has_volumes(master: int) -> bool:

@@ -33,8 +33,8 @@ def store(
 ) -> Iterator[tuple[Path, storage.Endpoint]]:
     """A running store with the bucket `resflow`: the folder it belongs to, and where it answers."""
     root = tmp_path_factory.mktemp("store")
-    endpoint = server.start(root)
     try:
+        endpoint = server.start(root)
         storage.ensure_bucket(endpoint, BUCKET)
         yield root, endpoint
     finally:

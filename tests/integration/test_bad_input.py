@@ -175,6 +175,13 @@ def test_a_read_only_folder_is_one_error(project: Project) -> None:
     assert "Read-only file system. Make the folder writable" in error
 
 
+def test_a_home_that_cannot_be_written_is_told_before_prefect_waits_for_it(project: Project) -> None:
+    home = project.root / "README.md"
+    error = refuse(project, "resflow", "run", HOME=str(home))
+    assert error.startswith(f"error: {home}/.prefect: Prefect cannot keep its state there (Not a directory). ")
+    assert "set PREFECT_HOME" in error
+
+
 @pytest.mark.parametrize("command", [["run"], ["models", "list"]], ids=" ".join)
 def test_outside_a_git_repository_it_says_how_to_make_one(project: Project, command: list[str]) -> None:
     shutil.rmtree(project.root / ".git")

@@ -48,6 +48,7 @@ def test_models_show_tells_where_a_version_came_from(released: Project) -> None:
     out = released.run("resflow", "models", "show", FIRST).out
     assert f"git checkout {FIRST} && dvc pull" in out
     assert f"accuracy {lineage['metrics']['metrics/evaluate.json']['accuracy']:g}" in out
+    assert "classes.0" not in out, "fifty figures in one line are for --json"
 
 
 def test_models_promote_is_idempotent_and_says_what_it_did(copied: Project) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from resflow import store
+from tests.conftest import stop_store
 
 if TYPE_CHECKING:
     from tests.conftest import Project
@@ -25,11 +26,11 @@ MODEL = "models/model.safetensors"
 
 
 def another_clone(project: Project, into: Path) -> Project:
-    """A clone as another person makes it, with the keys of the store in the environment."""
+    """A clone as another person makes it, in whose shell the variables of the first one's store are set."""
     subprocess.run(["git", "clone", "-q", str(project.root), str(into)], check=True, capture_output=True)
-    return replace(
-        project, root=into, environment={**project.environment, **store.endpoint(project.root).environment()}
-    )
+    shown = project.run("bash", "-c", 'eval "$(resflow store env)" && env -0').out
+    given = dict(line.split("=", 1) for line in shown.split("\0") if line.startswith(("AWS_", "NO_PROXY", "no_proxy")))
+    return replace(project, root=into, environment={**project.environment, **given})
 
 
 def sums(root: Path, folder: str) -> dict[str, str]:
@@ -68,6 +69,26 @@ def test_a_version_is_found_and_fetched_from_another_clone(released: Project, tm
         assert sums(other.root, folder) == sums(released.root, folder)
     assert "up to date" in other.run("dvc", "status").out
     assert other.git("status", "--porcelain") == ""
+
+    other.run("resflow", "models", "pull", f"{NAME}@prod", "--to", str(tmp_path / "bundle"))
+    assert (tmp_path / "bundle" / Path(MODEL).name).read_bytes() == wanted
+
+
+def test_a_clone_that_does_not_know_the_store_is_told_how_to(released: Project, tmp_path: Path) -> None:
+    """Also one that has a store of its own, which holds nothing of the version."""
+    other = replace(another_clone(released, tmp_path / "other"), environment=released.environment)
+    pull = ("resflow", "models", "pull", f"{NAME}@prod", "--to", "bundle")
+    unknown = other.run(*pull, code=1).err
+    assert unknown.startswith("error: embedded store: it was never started here. ")
+    assert not (other.root / ".resflow").exists(), "a store that can hold nothing was started"
+    try:
+        other.run("resflow", "store", "start")
+        empty = other.run(*pull, code=1).err
+    finally:
+        stop_store(other)
+    assert empty.startswith(f"error: s3://resflow/models/{NAME}/{FIRST}/: no bundle is published there. ")
+    assert all("set what `resflow store env` prints there" in said for said in (unknown, empty))
+    assert not (other.root / "bundle").exists()
 
 
 def test_a_run_makes_a_version_of_exactly_what_ran_and_touches_nothing_of_the_users(copied: Project) -> None:
@@ -126,6 +147,7 @@ def _check_that_a_second_run_does_nothing(project: Project) -> None:
     assert "registered before, nothing new" in said
     assert "there before, nothing uploaded" in said
     assert "nothing to push" in said
+    assert "Data and pipelines" not in said, "DVC says so of each stage, also where a later one is to run"
     assert project.git("tag") == tags
     assert (project.root / "dvc.lock").read_bytes() == lock
     assert (project.root / MODEL).stat().st_mtime_ns == written

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -90,11 +91,13 @@ def test_a_second_start_finds_the_running_store(store: Store) -> None:
 
 def test_every_port_is_on_loopback_and_remembered(store: Store) -> None:
     root, _ = store
-    found = listening_addresses(running_pid(root))
-
-    assert {address for address, _ in found} == {"0100007F"}  # 127.0.0.1
     remembered = ports(root)
-    assert {port for _, port in found} == {*remembered.values(), remembered["admin"] + 10_000}
+    wanted = {("0100007F", port) for port in (*remembered.values(), remembered["admin"] + 10_000)}  # 127.0.0.1
+    deadline = time.monotonic() + 60
+    while len(listening_addresses(running_pid(root))) < len(wanted) and time.monotonic() < deadline:
+        time.sleep(0.1)  # the admin's ports open seconds after the store is ready
+
+    assert set(listening_addresses(running_pid(root))) == wanted
 
 
 def test_telemetry_and_unused_services_are_off(store: Store) -> None:
@@ -195,6 +198,21 @@ def test_two_processes_that_start_it_at_once_get_one_store_that_outlives_them(ro
     storage.answers(server.endpoint(root))
 
 
+def test_a_server_is_known_from_its_first_moment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has no command line for a moment while it becomes another program; some are met then."""
+    places = server.Places(root)
+    places.data.mkdir(parents=True)
+    monkeypatch.chdir(places.folder)
+    program, quiet = server._weed(), [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    for _ in range(400):
+        pid = os.posix_spawn(program, ["weed", "shell", f"-dir={places.data}"], os.environ, file_actions=quiet)
+        try:
+            assert server._serves(Path("/proc", str(pid)), places)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def test_a_store_whose_settings_were_deleted_starts_again_with_new_ones(root: Path) -> None:
     before = server.start(root, wait=False)
     settings(root).unlink()
@@ -217,6 +235,18 @@ def test_a_port_that_is_taken_is_named_with_its_holder_and_a_way_out(root: Path)
     assert server.start(root, other).url == f"http://127.0.0.1:{other}"
     with pytest.raises(SetupError, match="runs already"):
         server.start(root, port)
+
+
+def test_a_server_whose_port_was_taken_while_it_started_gets_another(root: Path) -> None:
+    endpoint = server.start(root)
+    server.stop(root)
+    places, before = server.Places(root), ports(root)
+    with socket.create_server(("127.0.0.1", before["volume"])):
+        server._spawn(places, server._load(places))  # as if the port had been free when we looked
+        assert server.wait_ready(root) == endpoint
+        after = ports(root)
+        assert (after["s3"], after["volume"] != before["volume"]) == (before["s3"], True)
+        storage.ensure_bucket(endpoint, "resflow")
 
 
 def test_a_server_that_cannot_start_says_why(root: Path) -> None:

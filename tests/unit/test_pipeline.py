@@ -68,6 +68,8 @@ def test_the_root_is_found_from_a_folder_below(tmp_path: Path) -> None:
         (["train: train: lr is 9. Lower it", "ERROR: exited with 1"], "train: train: lr is 9. Lower it", False),
         (["ERROR: cannot stat model"], "train: cannot stat model. Its output is above", False),
         (["Traceback"], "train: exit code 1. Its output is above", False),
+        (["ERROR: [Errno 28] No space left on device"], "Free disk space and run again", False),
+        (["'./dvc.lock' validation failed.", "required key not provided"], "train: dvc.lock is damaged. Run", False),
         (["ERROR: 'a' is busy, it is being blocked by PID 7"], "another DVC command is running", False),
     ],
 )
@@ -77,3 +79,39 @@ def test_a_failed_stage_is_told_in_its_own_words(lines: list[str], said: str, re
     assert isinstance(error, StageError)
     assert said in str(error)
     assert error.retryable is retryable
+
+
+@pytest.mark.parametrize("before", [None, "schema: '2.0'\nstages: {}\n"])
+@pytest.mark.parametrize("left", ["", "schema:"])
+def test_a_dvc_lock_that_was_left_half_written_is_put_back(before: str | None, left: str, tmp_path: Path) -> None:
+    """As on a full disk, where DVC leaves it empty or cut short and then refuses to run at all."""
+    lock = small_repository(tmp_path, f"printf '{left}' > dvc.lock; false", before)
+    with pytest.raises(StageError, match="failed to reproduce 'a'"):
+        pipeline.run_stage(tmp_path, "a", lambda line: None)
+    assert (lock.read_text() if lock.exists() else None) == before
+
+
+def test_a_dvc_lock_that_could_not_be_written_to_its_end_is_put_back_though_it_can_be_read(tmp_path: Path) -> None:
+    before = "schema: '2.0'\nstages: {}\n"
+    lock = small_repository(tmp_path, "true", before)
+    error = pipeline._failure("a", 255, ["ERROR: failed to reproduce 'a': [Errno 28] No space left on device"])
+
+    def fail() -> None:
+        with pipeline._lock_kept(lock):
+            lock.write_text("stages:\n  a:\n    deps:\n    - path: code.py\n")
+            raise error
+
+    with pytest.raises(StageError, match="Free disk space"):
+        fail()
+    assert lock.read_text() == before
+    assert list((tmp_path / ".resflow").iterdir()) == []
+
+
+def small_repository(root: Path, command: str, lock: str | None) -> Path:
+    """One stage, of a command; returns the path of its dvc.lock."""
+    write(root, {"a": {"cmd": command}})
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    if lock is not None:
+        (root / "dvc.lock").write_text(lock)
+    return root / "dvc.lock"

@@ -31,8 +31,8 @@ pytestmark = pytest.mark.integration
 
 CONTENT = {name: random.Random(name).randbytes(size) for name, size in {"images": 400_000, "labels": 3_000}.items()}
 FILES = [RawFile(name=name, sha256=hashlib.sha256(content).hexdigest()) for name, content in CONTENT.items()]
-QUICK = 0.5
-"""Read timeout in seconds, for sources that stall."""
+QUICK, PATIENT = 1.0, 30.0
+"""Read timeouts in seconds: for sources that stall, and for all others, which a busy machine may hold up."""
 
 
 class Mirror:
@@ -118,16 +118,16 @@ class Run:
     def __init__(self, root: Path) -> None:
         self.root, self.raw, self.downloads, self.lines = root, root / "raw", root / "downloads", list[str]()
 
-    def fetch(self, *sources: str) -> list[str]:
+    def fetch(self, *sources: str, timeout: float = PATIENT) -> list[str]:
         self.lines.clear()
-        fetch(FILES, sources, self.raw, self.downloads, root=self.root, say=self.lines.append, timeout=QUICK)
+        fetch(FILES, sources, self.raw, self.downloads, root=self.root, say=self.lines.append, timeout=timeout)
         assert {path.name: path.read_bytes() for path in self.raw.iterdir()} == CONTENT
         assert [path.name for path in self.downloads.iterdir()] in ([], ["fetch.lock"])
         return self.lines
 
-    def fail(self, *sources: str) -> SourceError:
+    def fail(self, *sources: str, timeout: float = PATIENT) -> SourceError:
         with pytest.raises(SourceError) as caught:
-            self.fetch(*sources)
+            self.fetch(*sources, timeout=timeout)
         return caught.value
 
     def start(self, source: str, stderr: int | None = None) -> subprocess.Popen[str]:
@@ -179,14 +179,14 @@ def test_a_refusing_source_is_tried_once_for_all_files(run: Run, mirror: Callabl
 
 def test_a_stalled_source_is_left_after_the_timeout(run: Run, mirror: Callable[..., Mirror]) -> None:
     stalled, web = mirror("stall"), mirror()
-    lines = run.fetch(stalled.url, web.url)
-    assert lines[0] == f"images: {stalled.url} stalled for 0.5 s"
+    lines = run.fetch(stalled.url, web.url, timeout=QUICK)
+    assert lines[0] == f"images: {stalled.url} stalled for {QUICK:g} s"
     assert stalled.asked == [("images.gz", ""), ("images", "")]
 
 
 def test_a_source_that_drips_is_left_too(run: Run, mirror: Callable[..., Mirror]) -> None:
     drip, web = mirror("drip"), mirror()
-    lines = run.fetch(drip.url, web.url)
+    lines = run.fetch(drip.url, web.url, timeout=QUICK)
     assert lines[0].startswith(f"images: {drip.url} drips: ")
 
 
@@ -212,7 +212,7 @@ def test_a_connection_that_drops_is_taken_up_where_it_broke(run: Run, mirror: Ca
 
 def test_the_next_run_goes_on_where_the_last_one_stalled(run: Run, mirror: Callable[..., Mirror]) -> None:
     web = mirror("stall", zipped=True)
-    assert "stalled" in run.fail(web.url).problem
+    assert "stalled" in run.fail(web.url, timeout=QUICK).problem
     web.manner = "right"
     web.asked.clear()
     run.fetch(web.url)
@@ -222,7 +222,7 @@ def test_the_next_run_goes_on_where_the_last_one_stalled(run: Run, mirror: Calla
 
 def test_a_download_that_had_come_whole_is_used(run: Run, mirror: Callable[..., Mirror]) -> None:
     web = mirror("stall")
-    run.fail(web.url)
+    run.fail(web.url, timeout=QUICK)
     (part,) = run.downloads.glob("*.part")
     part.write_bytes(CONTENT["images"])  # as when killed between the last byte and the check
     web.manner = "right"
@@ -231,7 +231,7 @@ def test_a_download_that_had_come_whole_is_used(run: Run, mirror: Callable[..., 
 
 def test_a_file_that_changed_since_the_last_run_is_fetched_anew(run: Run, mirror: Callable[..., Mirror]) -> None:
     web = mirror("stall")
-    run.fail(web.url)
+    run.fail(web.url, timeout=QUICK)
     (part,) = run.downloads.glob("*.part")
     part.write_bytes(b"of another edition")
     web.manner = "right"
@@ -242,7 +242,7 @@ def test_a_file_that_changed_since_the_last_run_is_fetched_anew(run: Run, mirror
 
 def test_a_server_without_ranges_sends_it_all_again(run: Run, mirror: Callable[..., Mirror]) -> None:
     web = mirror("stall")
-    run.fail(web.url)
+    run.fail(web.url, timeout=QUICK)
     web.manner = "rangeless"
     run.fetch(web.url)
 
