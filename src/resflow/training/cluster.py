@@ -16,6 +16,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,11 +152,25 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
                 ),
             )
             _tell_if_waiting(job.train)
-            return trainer.fit().return_value  # type: ignore[attr-defined]
+            return _beside(lambda: trainer.fit().return_value)  # type: ignore[attr-defined]
     except TrainingFailedError as error:
         raise _cause(error) from error
     finally:
         ray.shutdown()
+
+
+def _beside(work: Callable[[], Any]) -> Any:
+    """Do it in another thread: in the main one Ray Train answers Ctrl-C by itself, with code 1 and no word."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 def _scaling(train: Train, address: str | None) -> Any:

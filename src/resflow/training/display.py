@@ -5,6 +5,7 @@ The worker measures (`Meter`), the driver shows (`Display`); between hosts the e
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,6 +99,7 @@ class Display:
         """Show a line beside the bar."""
         if self._bar:
             self._bar.write(line)
+            sys.stdout.flush()
         else:
             print(line, flush=True)
 
