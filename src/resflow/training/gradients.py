@@ -73,7 +73,7 @@ class Shared:
             return
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
         dist.broadcast(flat, 0)
-        for buffer, new in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        for buffer, new in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(new.view_as(buffer))
 
 
