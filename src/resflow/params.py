@@ -189,6 +189,16 @@ class Train(Section):
         """Equal parts that a batch is taken in: its shards, or the workers' shares."""
         return self.shards or self.workers[1]
 
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _counts(cls, given: Any) -> Any:
+        """Told here because pydantic names both kinds that it could be, in words of its own."""
+        numbers = given if isinstance(given, list | tuple) and len(given) == 2 else (given,)
+        if not all(type(number) is int and number >= 1 for number in numbers):
+            wanted = "a whole number from 1 up, or a list of two: the least and the most"
+            raise ValueError(f"is {reprlib.repr(given)}, but should be {wanted}")
+        return given
+
     @model_validator(mode="after")
     def _divides(self) -> Train:
         least, most = self.workers

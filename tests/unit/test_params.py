@@ -25,9 +25,11 @@ data.files.train_images.name data.files.train_images.sha256 data.files.train_lab
 data.files.test_images.name data.files.test_images.sha256 data.files.test_labels.name data.files.test_labels.sha256
 prepare.classes prepare.validation_fraction
 net.name
-train.epochs train.batch_size train.optimizer train.lr train.momentum train.weight_decay train.schedule
-train.warmup_fraction train.label_smoothing train.shift train.precision train.device train.num_workers train.threads
-train.max_failures
+train.epochs train.batch_size train.accumulate train.optimizer train.lr train.momentum train.weight_decay
+train.clip_norm train.schedule train.warmup_fraction train.label_smoothing train.ema train.shift train.flip train.rotate
+train.scale train.erase train.mixup train.precision train.compile train.device train.num_workers train.shards
+train.threads train.max_failures
+checkpoint.steps checkpoint.seconds
 evaluate.batch_size evaluate.calibration_bins evaluate.mistakes
 gate.min_accuracy gate.max_ece gate.max_accuracy_drop
 registry.auto_promote
@@ -132,7 +134,10 @@ def test_a_wrong_type_is_named_with_what_was_expected(change: dict[str, Any], sa
         ({"seed": 2**32}, "should be less than 4294967296"),
         ({"store__bucket": "My bucket"}, "'store.bucket' is 'My bucket', but should match pattern"),
         ({"data__files__test_labels__sha256": "abc"}, "'data.files.test_labels.sha256' is 'abc', but should match"),
-        ({"train__num_workers": 3}, "batch_size 128, which does not divide among num_workers 3"),
+        ({"train__ema": 1.0}, "'train.ema' is 1.0, but should be less than 1"),
+        ({"train__erase": 1.5}, "'train.erase' is 1.5, but should be less than or equal to 1"),
+        ({"train__shift": -1}, "'train.shift' is -1, but should be greater than or equal to 0"),
+        ({"checkpoint__seconds": -1.0}, "'checkpoint.seconds' is -1.0, but should be greater than or equal to 0"),
         ({"prepare__classes": ["cat", "dog", "cat"]}, "'prepare.classes' names 'cat' more than once"),
         ({"net__name": "resnet8"}, "'net.name' is 'resnet8', but should be 'resnet8_max'"),
         ({"train__optimizer": "sdg"}, "Did you mean 'sgd'?"),
@@ -140,6 +145,57 @@ def test_a_wrong_type_is_named_with_what_was_expected(change: dict[str, Any], sa
 )
 def test_a_value_out_of_range_is_named_with_the_range(change: dict[str, Any], said: str) -> None:
     assert said in refusal(changed(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_workers": 3}, "has batch_size 128, which does not divide among num_workers 3: change one of them"),
+        ({"shards": 5}, "has batch_size 128, which does not divide among shards 5: change one of them"),
+        (
+            {"num_workers": 2, "accumulate": 3},
+            "has batch_size 128, which does not divide among num_workers 2 times accumulate 3: change one of them",
+        ),
+        ({"num_workers": [4, 2], "shards": 4}, "has num_workers from 4 to 2: give the least first"),
+        ({"num_workers": [1, 4]}, "has num_workers from 1 to 4, which needs shards: set shards to 4 or more"),
+        ({"num_workers": 4, "shards": 2}, "has 4 num_workers for 2 shards: raise shards or lower num_workers"),
+        ({"num_workers": [1, 4], "shards": 2}, "has 4 num_workers for 2 shards: raise shards or lower num_workers"),
+        ({"shards": 2, "accumulate": 2}, "has accumulate 2 and shards 2: a worker already takes its shards one"),
+    ],
+    ids=str,
+)
+def test_workers_shards_and_pieces_that_do_not_fit_together_are_told(change: dict[str, Any], said: str) -> None:
+    assert f"params.yaml: parameter 'train' {said}" in refusal(changed(**dotted(change)))
+
+
+def dotted(change: dict[str, Any]) -> dict[str, Any]:
+    return {f"train__{name}": value for name, value in change.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "workers", "parts"),
+    [
+        ({}, (1, 1), 1),
+        ({"num_workers": 4}, (4, 4), 4),
+        ({"num_workers": 4, "accumulate": 4}, (4, 4), 4),
+        ({"num_workers": [2, 2]}, (2, 2), 2),
+        ({"num_workers": [1, 4], "shards": 4}, (1, 4), 4),
+        ({"num_workers": 3, "shards": 4}, (3, 3), 4),
+    ],
+    ids=str,
+)
+def test_workers_are_a_number_or_the_least_and_the_most(
+    change: dict[str, Any], workers: tuple[int, int], parts: int
+) -> None:
+    train = params.parse(changed(**dotted(change)), "params.yaml").train
+    assert (train.workers, train.parts) == (workers, parts)
+    jsonschema.validate(changed(**dotted(change)), SCHEMA)
+
+
+@pytest.mark.parametrize("wrong", [0, [0, 2], [1], [1, 2, 3], [1, "2"], "two", 1.5, True, [True, 2]], ids=str)
+def test_workers_that_are_neither_are_refused_in_plain_words(wrong: Any) -> None:
+    said = f"'train.num_workers' is {wrong!r}, but should be a whole number from 1 up, or a list of two: the least and"
+    assert said in refusal(changed(train__num_workers=wrong, train__shards=4))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ class Batches:
         size = self._train.batch_size
         mine = slice(part * size // parts, (part + 1) * size // parts)
         chosen = self._order_of(epoch)[step * size : (step + 1) * size][mine]
-        generator = np.random.Generator(np.random.PCG64([self._seed, epoch, step]))
+        # step + 1: NumPy takes [seed, epoch, 0] for [seed, epoch], of which the order is made
+        generator = np.random.Generator(np.random.PCG64([self._seed, epoch, step + 1]))
         draws = draw(generator, size, self._train, self._images.shape[1:3]).part(mine)
         labels = torch.from_numpy(self._labels[chosen]).to(self._device, non_blocking=True)
         return augment(self._gather(chosen), labels, draws, self._train, self._mean, self._std, self._classes)

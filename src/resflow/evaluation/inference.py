@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from resflow.data.batches import to_input
+from resflow.nets.fusion import fused
 
 if TYPE_CHECKING:
     from resflow.nets.file import ModelCard
@@ -47,9 +48,12 @@ def deterministic(threads: int) -> Iterator[None]:
 def logits(
     net: torch.nn.Module, images: NDArray[np.uint8], card: ModelCard, batch_size: int, device: str = "cpu"
 ) -> NDArray[np.float32]:
-    """Answers of `net` for uint8 images (N, H, W, C), as float32 of shape (N, K); the net is left on `device`."""
+    """Answers of `net` for uint8 images (N, H, W, C), as float32 of shape (N, K); the net is left on `device`.
+
+    Its batch norms are folded into its convolutions first.
+    """
     place = torch.device(device)
-    net = net.to(place, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    net = fused(net.to(place, memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
     answers: list[NDArray[Any]] = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):

@@ -112,14 +112,19 @@ class Keeper:
             self._writing.result()
 
     def close(self) -> None:
-        """Wait, and end the thread."""
-        self.wait()
-        self._pool.shutdown()
+        """Wait, and end the thread. Raises what writing raised."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
 
     def _write(self, state: State) -> None:
-        self._folder.write(_name(state), _encode(state))
-        for name in _newest_first(self._folder)[KEPT:]:
-            self._folder.delete(name)
+        name = _name(state)
+        self._folder.write(name, _encode(state))
+        names = _newest_first(self._folder)
+        older = [other for other in names if other <= name]  # one ahead is damaged, else the run had gone on from it
+        for other in set(names) - set(older[:KEPT]):
+            self._folder.delete(other)
 
 
 def latest(folder: Folder) -> State | None:

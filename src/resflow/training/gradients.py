@@ -6,7 +6,7 @@ not know which it is. Several workers meet through `torch.distributed`, whose pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
@@ -63,6 +63,19 @@ class Shared:
         """This worker's own of what `gather` gave."""
         return rows[self._rank].clone()
 
+    def align(self, nets: Sequence[nn.Module]) -> None:
+        """Give all workers the first one's batch-norm statistics, which are what is kept; each has made its own.
+
+        Without it each would validate another network, and go on from a checkpoint with other averages.
+        """
+        buffers = [buffer for net in nets for buffer in net.buffers() if buffer.is_floating_point()]
+        if self._world == 1 or not buffers:
+            return
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.broadcast(flat, 0)
+        for buffer, new in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(new.view_as(buffer))
+
 
 class Sharded:
     """The batch is taken in `train.shards` shards, each forward and backward by itself, summed in their order.
@@ -111,6 +124,9 @@ class Sharded:
     def restore(self, rows: Tensor) -> Tensor:
         """The inverse of `gather`."""
         return rows[0].clone()
+
+    def align(self, nets: Sequence[nn.Module]) -> None:
+        """All workers have the same already."""
 
     def _flat(self, sums: Tensor) -> Tensor:
         """All that a shard contributes, as one float32 vector."""

@@ -164,6 +164,14 @@ def train(
             optimizer=_copied(optimizer.state_dict()),
         )
 
+    def whole() -> Tensor:
+        """The sums of all workers, once it is seen that all there is to keep is made of numbers."""
+        rows = compute.gather(sums)
+        compute.align([net, average] if average else [net])
+        _check("the loss", rows[:, 0].sum().item(), step, rate, kept)
+        _check("the norm of the state", _norm(net, average, optimizer), step, rate, kept)
+        return rows
+
     while len(history) < train.epochs:
         net.train()
         epoch = len(history)
@@ -182,16 +190,15 @@ def train(
             # Here all workers are at the same step: the only place where they may meet for anything but gradients.
             is_due = position + 1 < steps and _is_due(keeper, step, rank, world)
             if is_due or step % CHECK_STEPS == 0:
-                rows = compute.gather(sums)
-                _check(rows, step, rate, kept)
+                rows = whole()
                 if is_due:
                     kept = now(rows)
                     if rank == 0:
                         keeper.keep(kept)
-        rows = compute.gather(sums)
-        _check(rows, step, rate, kept)
+        rows = whole()
         weights = average.module if average else net
         measured = _validate(weights, validation, card, train, device, rank, world)
+        _check("the validation loss", measured[0], step, rate, kept)
         history.append(_epoch(epoch, rate, rows.sum(0), measured))
         if max(history, key=lambda one: one.validation_accuracy) is history[-1]:
             best = _copied(weights.state_dict())
@@ -246,12 +253,17 @@ def _meeting_device() -> str:
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
-def _check(rows: Tensor, step: int, rate: float, kept: State) -> None:
-    """A state that is no longer made of numbers is never kept."""
-    loss = rows[:, 0].sum().item()
-    if not math.isfinite(loss):
+def _norm(net: nn.Module, average: AveragedModel | None, optimizer: torch.optim.Optimizer) -> float:
+    """Of all numbers in a checkpoint. The loss of a step was computed before the step, which may have spoilt them."""
+    states = [net.state_dict(), average.state_dict() if average else {}, *optimizer.state_dict()["state"].values()]
+    values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    return nn.utils.get_total_norm([value for value in values if value.is_floating_point()]).item()
+
+
+def _check(what: str, value: float, step: int, rate: float, kept: State) -> None:
+    if not math.isfinite(value):
         good = f"the last good checkpoint is that of step {kept.step}" if kept.step else "no checkpoint was kept before"
-        raise TrainingError("train", f"the loss is {loss} after step {step} at lr {rate:.4g}; {good}", "Lower train.lr")
+        raise TrainingError("train", f"{what} is {value} after step {step} at lr {rate:.4g}; {good}", "Lower train.lr")
 
 
 def _epoch(epoch: int, rate: float, sums: Tensor, validation: tuple[float, float]) -> Epoch:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from resflow.data.batches import to_input
 from resflow.evaluation import inference
+from resflow.nets import create
 from resflow.nets.file import ModelCard
 
 CARD = ModelCard(structure="tiny", image_shape=(8, 6, 2), classes=("a", "b", "c"), mean=(0.25, 0.5), std=(0.5, 0.25))
@@ -41,6 +43,18 @@ def test_the_network_gets_channels_last_batches_and_no_gradient(images):
     inference.logits(net, images, CARD, batch_size=4)
     assert [tuple(x.shape) for x in net.seen] == [(4, 2, 8, 6), (4, 2, 8, 6), (2, 2, 8, 6)]
     assert all(x.is_contiguous(memory_format=torch.channels_last) and x.is_inference() for x in net.seen)
+
+
+def test_a_network_with_batch_norm_answers_as_it_does_by_itself(images):
+    torch.manual_seed(0)
+    net = create("resnet8_max", in_channels=2, num_classes=3)
+    with torch.no_grad():
+        net(torch.randn(16, 2, 8, 6))
+    answers = inference.logits(net, images, CARD, batch_size=4)
+    with torch.inference_mode():
+        wanted = net.eval()(to_input(images, CARD.mean, CARD.std, torch.device("cpu")))
+    assert answers == pytest.approx(wanted.numpy(), abs=1e-4)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()), "the given one stays as it was"
 
 
 def test_a_memory_mapped_array_is_read_and_left_as_it_was(images, tmp_path):

@@ -1,100 +1,307 @@
-"""Checkpoints: whole or not at all, and damaged ones passed over with a word."""
+"""Checkpoints: whole or not at all, the last two, damaged ones passed over with a word, written beside training."""
 
 from __future__ import annotations
 
 import os
+import resource
 import stat
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from resflow.errors import SetupError
 from resflow.training import checkpoint
-from resflow.training.loop import Epoch, Progress
+from resflow.training.checkpoint import Keeper, LocalFolder
+from resflow.training.loop import Epoch, State
+from tests.unit.training.small import STEPS, differences, run, settings
 
 
-def progress(epochs: int) -> Progress:
+def state(step: int, epochs: int = 0) -> State:
     fields = ("learning_rate", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     history = [Epoch(epoch=number + 1, **dict.fromkeys(fields, 0.1 * number)) for number in range(epochs)]
     net = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
     net(torch.rand(4, 3)).sum().backward()
     optimizer.step()
-    weights = dict(net.state_dict())
-    generator = torch.get_rng_state()
-    return Progress(
-        history=history, best=weights, net=weights, optimizer=optimizer.state_dict(), generator=generator
-    )  # fmt: skip
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    sums = torch.rand(2, 3, dtype=torch.float64)
+    return State(
+        step=step,
+        history=history,
+        sums=sums,
+        best=weights if epochs else {},
+        net=weights,
+        average={"n_averaged": torch.tensor(3), **weights},
+        optimizer=optimizer.state_dict(),
+    )
 
 
-def test_progress_comes_back_as_it_was(tmp_path: Path) -> None:
-    kept = progress(2)
-    checkpoint.save(kept, tmp_path / "run")
-    again = checkpoint.load(tmp_path / "run")
+def keep(folder: Path, *states: State) -> None:
+    keeper = Keeper(LocalFolder(folder), steps=0, seconds=0)
+    for one in states:
+        keeper.keep(one)
+    keeper.close()
+
+
+def latest(folder: Path) -> State | None:
+    return checkpoint.latest(LocalFolder(folder))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_state_comes_back_as_it_was(tmp_path: Path, epochs: int) -> None:
+    kept = state(7, epochs)
+    keep(tmp_path / "run", kept)
+    again = latest(tmp_path / "run")
     assert again is not None
-    assert again.history == kept.history
-    assert again.best_epoch == kept.best_epoch
-    assert kept.generator is not None
-    assert again.generator is not None
-    assert torch.equal(again.generator, kept.generator)
-    assert all(torch.equal(again.best[name], weights) for name, weights in kept.best.items())
-    assert again.optimizer is not None
-    assert kept.optimizer is not None
-    momentum = kept.optimizer["state"][0]["momentum_buffer"]
-    assert torch.equal(again.optimizer["state"][0]["momentum_buffer"], momentum)
+    assert differences(again, kept) == []
+    if epochs:
+        assert again.best_epoch == kept.best_epoch
 
 
-def test_a_folder_without_a_checkpoint_holds_no_progress(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
-    assert checkpoint.load(tmp_path / "none") is None
+def test_a_run_killed_after_any_checkpoint_goes_on_from_its_file_to_the_same_bits(tmp_path: Path) -> None:
+    train = settings(ema=0.8, optimizer="adamw", lr=0.002)
+    keeper = Keeper(LocalFolder(tmp_path), steps=3, seconds=0)
+    whole = run(train, keeper=keeper)
+    keeper.close()
+    (older, newest) = files(tmp_path)
+    assert differences(run(train, state=latest(tmp_path)), whole) == []
+    newest.unlink()
+    stopped = latest(tmp_path)
+    assert stopped is not None
+    assert stopped.step == 2 * STEPS + 1 != whole.step, older
+    assert differences(run(train, state=stopped), whole) == []
+
+
+def test_a_folder_without_a_checkpoint_holds_no_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert latest(tmp_path / "none") is None
+    assert latest(tmp_path) is None
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_newer_checkpoint_takes_the_place_of_the_older_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    for epochs in (1, 2):
-        checkpoint.save(progress(epochs), tmp_path)
-    again = checkpoint.load(tmp_path)
+def test_the_last_two_are_kept_and_nothing_beside_them(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        keep(tmp_path, state(number))
+        assert len(files(tmp_path)) == min(number, 2)
+    again = latest(tmp_path)
     assert again is not None
-    assert len(again.history) == 2
-    assert len(list(tmp_path.iterdir())) == 1
+    assert again.step == 4
 
 
-def test_a_killed_save_leaves_the_older_checkpoint(tmp_path: Path) -> None:
-    checkpoint.save(progress(1), tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.with_name(path.name + ".part").write_bytes(path.read_bytes()[:100])
-    again = checkpoint.load(tmp_path)
+def test_after_validation_the_last_step_of_an_epoch_is_a_newer_state(tmp_path: Path) -> None:
+    keep(tmp_path, state(4), state(4, 1))
+    again = latest(tmp_path)
     assert again is not None
     assert len(again.history) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
-    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint.save(progress(1), tmp_path)
-    (path,) = tmp_path.iterdir()
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"")
+    keep(tmp_path, state(1), state(2), state(3))
+    assert (tmp_path / "run") in files(tmp_path)
+    assert len(files(tmp_path)) == 3
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def damage(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
-    if damage == "flipped":
+    if how == "truncated":
+        content = content[:-1]
+    if how == "flipped":
         content[len(content) // 2] ^= 1
-    cut = {"truncated": -1, "flipped": None, "empty": 0, "foreign": None}[damage]
-    path.write_bytes(b"resflow-progress-0\n" + content[19:] if damage == "foreign" else bytes(content[:cut]))
-    assert checkpoint.load(tmp_path) is None
+    if how == "flipped in its digest":
+        content[len(checkpoint.FORMAT) + 3] ^= 1
+    if how == "empty":
+        content = content[:0]
+    if how == "of another format":
+        content[: len(checkpoint.FORMAT)] = b"resflow-state-1\n"
+    path.write_bytes(content)
+
+
+DAMAGES = ["truncated", "flipped", "flipped in its digest", "empty", "of another format"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_newest_is_passed_over_with_one_line_and_the_one_before_is_used(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = state(1)
+    keep(tmp_path, older, state(2))
+    damage(files(tmp_path)[1], how)
+    again = latest(tmp_path)
+    assert again is not None
+    assert differences(again, older) == []
     warning = capsys.readouterr().err
-    assert str(path) in warning
+    assert str(files(tmp_path)[1]) in warning
     assert warning.count("\n") == 1
+
+
+def test_where_all_are_damaged_the_run_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(tmp_path, state(1), state(2))
+    for path in files(tmp_path):
+        damage(path, "flipped")
+    assert latest(tmp_path) is None
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_damaged_checkpoints_make_way_for_those_of_the_run_that_began_before_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counted among the last two, they would have each new one deleted until the run is past them."""
+    keep(tmp_path, state(100), state(200))
+    for path in files(tmp_path):
+        damage(path, "truncated")
+    keep(tmp_path, state(1), state(2))
+    assert len(files(tmp_path)) == 2
+    again = latest(tmp_path)
+    assert again is not None
+    assert again.step == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_killed_write_leaves_the_checkpoint_before_and_is_overwritten(tmp_path: Path) -> None:
+    keep(tmp_path, state(1))
+    half = files(tmp_path)[0].read_bytes()[:100]
+    (tmp_path / "000000002-00000.pt.partial").write_bytes(half)
+    again = latest(tmp_path)
+    assert again is not None
+    assert again.step == 1
+    keep(tmp_path, state(2))
+    assert [path.suffix for path in files(tmp_path)] == [".pt", ".pt"]
+
+
+# --- when and how -----------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_in_steps_is_due_at_its_multiples(tmp_path: Path) -> None:
+    keeper = Keeper(LocalFolder(tmp_path), steps=3, seconds=0)
+    assert [step for step in range(1, 10) if keeper.due_by_steps(step)] == [3, 6, 9]
+    assert not keeper.due_by_time()
+
+
+def test_an_interval_in_seconds_begins_anew_with_each_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    keeper = Keeper(LocalFolder(tmp_path), steps=0, seconds=10)
+    assert not any(keeper.due_by_steps(step) for step in range(1, 100))
+    due = []
+    for _ in range(5):
+        now[0] += 6
+        due.append(keeper.due_by_time())
+        if due[-1]:
+            keeper.keep(state(1))
+    keeper.close()
+    assert due == [False, True, False, True, False]
+
+
+def test_an_interval_of_nothing_is_never_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper(LocalFolder(tmp_path), steps=0, seconds=0)
+    monkeypatch.setattr("time.monotonic", lambda: 1e9)
+    assert not keeper.due_by_time()
+    assert not keeper.due_by_steps(1)
+
+
+class SlowFolder(LocalFolder):
+    """Writes only once it is let."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.let, self.started, self.written = threading.Event(), threading.Event(), 0
+
+    def write(self, name: str, content: bytes) -> None:
+        self.started.set()
+        assert self.let.wait(20)
+        super().write(name, content)
+        self.written += 1
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[SlowFolder]:
+    folder = SlowFolder(tmp_path)
+    yield folder
+    folder.let.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(slow: SlowFolder) -> None:
+    keeper = Keeper(slow, steps=0, seconds=0)
+    keeper.keep(state(1))
+    assert slow.started.wait(20)
+    assert slow.written == 0, "keep() came back, and nothing is written yet"
+    assert slow.names() == []
+    slow.let.set()
+    keeper.wait()
+    assert slow.written == 1
+    keeper.close()
+
+
+def test_one_checkpoint_waits_for_the_one_before(slow: SlowFolder) -> None:
+    keeper = Keeper(slow, steps=0, seconds=0)
+    keeper.keep(state(1))
+    threading.Timer(0.1, slow.let.set).start()
+    keeper.keep(state(2))
+    assert slow.written >= 1
+    keeper.close()
+    assert slow.written == 2
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path) -> Any:
+    return pytest.raises(SetupError, match=f"{path}.*: cannot be written")
+
+
+def test_an_error_of_the_writing_thread_reaches_training(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file in the place of the folder")
+    keeper = Keeper(LocalFolder(tmp_path / "run"), steps=1, seconds=0)
+    with refused(tmp_path / "run"):
+        run(settings(), keeper=keeper)
+    with refused(tmp_path / "run"):
+        keeper.close()
+    assert (tmp_path / "run").read_text() == "a file in the place of the folder"
+
+
+def test_an_error_of_the_last_checkpoint_is_raised_when_closing_and_the_thread_ends(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    before = set(threading.enumerate())
+    keeper = Keeper(LocalFolder(tmp_path / "run"), steps=0, seconds=0)
+    keeper.keep(state(1))
+    with refused(tmp_path / "run"):
+        keeper.close()
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_folder_that_refuses_writing_is_one_error(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(SetupError, match="cannot be written"):
-        checkpoint.save(progress(1), tmp_path / "run")
+    with refused(tmp_path / "run"):
+        keep(tmp_path / "run", state(1))
 
 
-def test_a_file_in_the_place_of_the_folder_is_one_error(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
-    with pytest.raises(SetupError, match="cannot be written"):
-        checkpoint.save(progress(1), tmp_path / "run")
+def test_a_full_disk_is_one_error_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """A limit to the size of files stands for the disk."""
+    keep(tmp_path, state(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with refused(tmp_path):
+            keep(tmp_path, state(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again = latest(tmp_path)
+    assert again is not None
+    assert again.step == 1

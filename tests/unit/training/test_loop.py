@@ -1,225 +1,272 @@
-"""One worker's training on a few small images: schedule, optimiser, batches, resuming, validation, divergence."""
+"""One worker's training on a few small images: exact after any stop, what is validated and kept, divergence."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from resflow.data.arrays import Split
-from resflow.data.batches import Batches, to_input
 from resflow.errors import TrainingError
-from resflow.nets import create
-from resflow.nets.file import ModelCard
-from resflow.params import Train
-from resflow.training import loop
-from resflow.training.loop import Progress
+from resflow.training.loop import State
+from tests.unit.training.small import (
+    STEPS,
+    TRAINING,
+    VALIDATION,
+    Every,
+    accuracy,
+    differences,
+    run,
+    settings,
+)
 
-CARD = ModelCard(structure="resnet8_avg", image_shape=(12, 12, 1), classes=("a", "b", "c"), mean=(0.3,), std=(0.3,))
-SETTINGS = {
-    "epochs": 3,
-    "batch_size": 16,
-    "optimizer": "sgd",
-    "lr": 0.05,
-    "momentum": 0.9,
-    "weight_decay": 0.01,
-    "schedule": "triangular",
-    "warmup_fraction": 0.25,
-    "label_smoothing": 0.1,
-    "shift": 1,
-    "precision": "float32",
-    "device": "cpu",
-    "num_workers": 1,
-    "threads": 1,
-    "max_failures": 0,
+AUGMENTED = {"shift": 1, "flip": True, "rotate": 10.0, "scale": 0.1, "erase": 0.5, "mixup": 0.2}
+RECIPES: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adamw": {"optimizer": "adamw", "lr": 0.002, "schedule": "cosine"},
+    "average": {"ema": 0.8, "schedule": "constant"},
+    "augmented": AUGMENTED,
+    "bfloat16": {"precision": "bfloat16", "schedule": "step"},
+    "clipped": {"clip_norm": 0.5, "accumulate": 2},
+    "shards": {"shards": 4, "ema": 0.8, **AUGMENTED},
 }
 
 
-def settings(**changes: Any) -> Train:
-    return Train.model_validate({**SETTINGS, **changes})
+def weights(state: State) -> dict[str, Tensor]:
+    assert state.net is not None
+    return state.net
 
 
-def split(count: int, seed: int = 0) -> Split:
-    """Images whose label is the third that is bright."""
-    draw = np.random.default_rng(seed)
-    labels = draw.integers(0, 3, count, dtype=np.uint8)
-    images = draw.integers(0, 80, (count, 12, 12, 1), dtype=np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[4 * label : 4 * label + 4] += 150
-    return Split(images, labels)
+# --- exact ------------------------------------------------------------------------------------------------------------
 
 
-TRAINING, VALIDATION = split(70), split(23, 1)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits_of_everything(recipe: str) -> None:
+    keeper, train = Every(), settings(**RECIPES[recipe])
+    whole = run(train, keeper=keeper)
+    assert [state.step for state in keeper.states] == list(range(1, 3 * STEPS + 1))
+    for number, stopped in enumerate(keeper.states):
+        again = Every()
+        assert differences(run(train, state=copy.deepcopy(stopped), keeper=again), whole) == []
+        for one, other in zip(again.states, keeper.states[number + 1 :], strict=True):
+            assert differences(one, other) == []
 
 
-@pytest.fixture(autouse=True)
-def _torch_as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
+@pytest.mark.parametrize("shards", [0, 2])
+def test_dropout_draws_the_same_when_a_run_goes_on(shards: int) -> None:
+    keeper, train = Every(), settings(optimizer="adamw", lr=0.002, epochs=2, shards=shards)
+    whole = run(train, structure="article_cnn", keeper=keeper)
+    for stopped in keeper.states[::3]:
+        assert differences(run(train, structure="article_cnn", state=stopped), whole) == []
 
 
-def train(train: Train, progress: Progress | None = None, structure: str = "resnet8_avg", **options: Any) -> Progress:
-    loop.prepare_torch(0, train.threads)
-    net = create(structure, in_channels=1, num_classes=3)
-    place = {"seed": 0, "device": torch.device("cpu"), "progress": progress or Progress()}
-    return loop.train(net, TRAINING, VALIDATION, CARD, train, **place, **options)
+def test_the_same_parameters_give_the_same_bits_and_another_seed_others() -> None:
+    assert differences(run(settings()), run(settings())) == []
+    assert differences(run(settings()), run(settings(), seed=1)) != []
 
 
-# --- schedule and optimiser -------------------------------------------------------------------------------------------
+def test_a_kept_state_is_not_changed_by_the_steps_after_it() -> None:
+    class Copies(Every):
+        def keep(self, state: State) -> None:
+            super().keep(state)
+            copies.append(copy.deepcopy(state))
+
+    copies: list[State] = []
+    keeper = Copies()
+    run(settings(ema=0.5), keeper=keeper)
+    for kept, copied in zip(keeper.states, copies, strict=True):
+        assert differences(kept, copied) == []
 
 
-def test_a_triangular_schedule_rises_to_its_peak_and_falls_towards_zero() -> None:
-    rates = [loop.learning_rate(settings(lr=0.4), step, 40) for step in range(40)]
-    top = int(np.argmax(rates))
-    assert top + 1 == 10  # a quarter of the steps
-    assert rates[top] <= 0.4
-    assert rates[top] == pytest.approx(0.4, rel=0.05)
-    assert np.all(np.diff(rates[: top + 1]) > 0)
-    assert np.all(np.diff(rates[top:]) < 0)
-    assert np.ptp(np.diff(rates[:top])) < 1e-9
-    assert np.ptp(np.diff(rates[top:])) < 1e-9
-    assert 0 < rates[-1] < 0.02
+def test_keeping_checkpoints_changes_no_bits() -> None:
+    assert differences(run(settings(), keeper=Every()), run(settings())) == []
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.001, 0.5, 0.999, 1.0])
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
-def test_no_rate_is_negative_or_beyond_the_peak(warmup: float, steps: int) -> None:
-    rates = [loop.learning_rate(settings(lr=0.4, warmup_fraction=warmup), step, steps) for step in range(steps)]
-    assert all(0 < rate <= 0.4 + 1e-12 for rate in rates)
+def test_a_finished_run_that_is_started_again_does_nothing_and_gives_its_state_back() -> None:
+    whole = run(settings())
+    seen: list[int] = []
+    again = run(settings(), state=whole, on_step=lambda step, sums: seen.append(step))
+    assert again is whole
+    assert seen == []
 
 
-def test_a_constant_schedule_is_constant() -> None:
-    assert {loop.learning_rate(settings(schedule="constant"), step, 9) for step in range(9)} == {0.05}
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_weight_decay_spares_norms_and_biases(optimizer: str) -> None:
-    net = create("resnet8_avg", in_channels=1, num_classes=3)
-    decayed, spared = loop.make_optimizer(net, settings(optimizer=optimizer)).param_groups
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    assert all("bn" not in names[id(p)] and not names[id(p)].endswith("bias") for p in decayed["params"])
-    assert len(decayed["params"]) + len(spared["params"]) == len(names)
-    assert {names[id(p)] for p in spared["params"]} >= {"bn1.weight", "bn1.bias", "fc.bias"}
+def test_a_state_is_kept_when_it_is_due_and_after_each_epoch() -> None:
+    class Sometimes(Every):
+        def due_by_steps(self, step: int) -> bool:
+            return step % 3 == 0
+
+        def due_by_time(self) -> bool:
+            asked.append(True)
+            return len(asked) == 3
+
+    asked: list[bool] = []
+    keeper = Sometimes()
+    run(settings(), keeper=keeper)
+    places = [(state.step, len(state.history)) for state in keeper.states]
+    # asked for the time after steps 1, 2 and 5; a step that ends an epoch is kept once, validated
+    assert places == [(3, 0), (4, 1), (5, 1), (6, 1), (8, 2), (9, 2), (12, 3)]
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
+def test_each_step_is_told_with_the_sums_since_the_epoch_began() -> None:
+    seen: list[tuple[int, float]] = []
+    run(settings(), on_step=lambda step, sums: seen.append((step, sums[2].item())))
+    assert seen == [(step + 1, 16.0 * (step % STEPS + 1)) for step in range(3 * STEPS)]
 
 
-def batches(world: int = 1, rank: int = 0, shift: int = 1, count: int = 70) -> Batches:
-    return Batches(*split(count), batch_size=16, shift=shift, seed=5, rank=rank, world=world)
-
-
-@pytest.mark.parametrize("world", [2, 4])
-def test_the_workers_slices_together_are_the_batch_of_one_worker(world: int) -> None:
-    whole = list(batches().epoch(1))
-    parts = [list(batches(world, rank).epoch(1)) for rank in range(world)]
-    for step, (images, labels) in enumerate(whole):
-        assert np.array_equal(np.concatenate([part[step][0] for part in parts]), images)
-        assert np.array_equal(np.concatenate([part[step][1] for part in parts]), labels)
-
-
-def test_an_epoch_shows_each_image_once_but_for_those_that_do_not_fill_a_batch() -> None:
-    numbered = Split(np.arange(70, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 2, 2, 1), np.uint8), TRAINING[1])
-    made = Batches(*numbered, batch_size=16, shift=0, seed=0)
-    orders = [np.concatenate([images[:, 0, 0, 0] for images, _ in made.epoch(number)]) for number in (0, 1, 0)]
-    assert all(len(order) == 64 == len(set(order)) for order in orders)
-    assert made.steps == 4
-    assert np.array_equal(orders[0], orders[2])
-    assert not np.array_equal(orders[0], orders[1])
-
-
-def test_each_image_is_shifted_by_itself_and_filled_with_zeros() -> None:
-    shift, (images, labels) = 2, split(70)
-    edge = ((shift, shift), (shift, shift), (0, 0))
-    seen = set()
-    for shifted, chosen in itertools.islice(batches(shift=shift).epoch(0), 2):
-        for one, label in zip(shifted, chosen, strict=True):
-            places = [
-                (number, down, right)
-                for number in np.flatnonzero(labels == label)
-                for down in range(5)
-                for right in range(5)
-                if np.array_equal(np.pad(images[number], edge)[down : down + 12, right : right + 12], one)
-            ]
-            assert len(places) == 1
-            seen.add(places[0][1:])
-    assert len(seen) > 12  # of 25: 32 images draw theirs independently
-
-
-def test_pixels_are_normalised_channel_by_channel_and_channels_last() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, 5, 6, 2), dtype=np.uint8)
-    mean, std = (0.2, 0.6), (0.1, 0.4)
-    given = to_input(images, mean, std, torch.device("cpu"))
-    wanted = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)
-    assert np.allclose(given.numpy(), wanted, atol=1e-5)
-    assert given.is_contiguous(memory_format=torch.channels_last)
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("structure", "optimizer"), [("resnet8_avg", "sgd"), ("article_cnn", "adam")])
-def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_bits(structure: str, optimizer: str) -> None:
-    recipe = settings(optimizer=optimizer, lr=0.002) if optimizer == "adam" else settings()
-    kept: list[Progress] = []
-    whole = train(recipe, structure=structure, on_epoch=lambda progress: kept.append(copy.deepcopy(progress)))
-    for stopped in kept:
-        resumed = train(recipe, stopped, structure=structure)
-        assert resumed.history == whole.history
-        assert all(torch.equal(resumed.best[name], weights) for name, weights in whole.best.items())
-        assert all(torch.equal(resumed.net[name], weights) for name, weights in whole.net.items())  # type: ignore[index, union-attr]
+# --- recipe -----------------------------------------------------------------------------------------------------------
 
 
 def test_training_learns_and_keeps_the_earliest_epoch_that_validates_best() -> None:
-    weights: list[dict[str, torch.Tensor]] = []
-    progress = train(settings(epochs=8), on_epoch=lambda progress: weights.append(copy.deepcopy(progress.net or {})))
-    accuracies = [epoch.validation_accuracy for epoch in progress.history]
+    states: list[State] = []
+    state = run(settings(epochs=8), on_epoch=states.append)
+    accuracies = [epoch.validation_accuracy for epoch in state.history]
     best = accuracies.index(max(accuracies))
     assert max(accuracies) > 0.6
-    assert progress.best_epoch.epoch == best + 1
-    assert all(torch.equal(progress.best[name], value) for name, value in weights[best].items())
-    assert [epoch.epoch for epoch in progress.history] == list(range(1, 9))
+    assert state.best_epoch.epoch == best + 1
+    assert differences(state.best, weights(states[best])) == []
+    assert [epoch.epoch for epoch in state.history] == list(range(1, 9))
 
 
-def test_the_accuracy_kept_is_that_of_the_weights_kept() -> None:
-    progress = train(settings())
-    net = create("resnet8_avg", in_channels=1, num_classes=3)
-    net.load_state_dict(progress.best)
-    with torch.inference_mode():
-        answers = net.eval()(to_input(VALIDATION.images, CARD.mean, CARD.std, torch.device("cpu"))).argmax(1).numpy()
-    assert progress.best_epoch.validation_accuracy == pytest.approx((answers == VALIDATION.labels).mean())
+def test_an_epoch_that_validates_as_well_as_an_earlier_one_does_not_take_its_place() -> None:
+    states: list[State] = []
+    still = run(settings(lr=1e-12, weight_decay=0.0, schedule="constant"), on_epoch=states.append, validation=ONE)
+    assert len({epoch.validation_accuracy for epoch in still.history}) == 1
+    assert still.best_epoch.epoch == 1
+    assert differences(still.best, weights(states[0])) == []
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
-def test_validation_counts_each_image_once_for_any_number_of_workers(world: int) -> None:
-    counts: list[list[float]] = [[], []]
+ONE = Split(VALIDATION.images[:1], VALIDATION.labels[:1])
 
-    def measure(rank: int, world: int, into: list[float]) -> None:
-        net = create("resnet8_avg", in_channels=1, num_classes=3)
-        net.load_state_dict(weights)
-        place = (torch.device("cpu"), rank, world, lambda sums: (into.append(sums.clone()), sums)[1])
-        loop._validate(net, VALIDATION, CARD, settings(), *place)  # type: ignore[arg-type]
 
-    weights = train(settings(epochs=1)).best
-    measure(0, 1, counts[0])
-    for rank in range(world):
-        measure(rank, world, counts[1])
-    alone, together = counts[0][0], torch.stack(counts[1]).sum(0)  # type: ignore[arg-type]
-    assert together[2] == alone[2] == 23  # type: ignore[index]
-    assert together[1] == alone[1]  # type: ignore[index]
-    assert together[0] == pytest.approx(alone[0].item())  # type: ignore[index, attr-defined]
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_accuracy_kept_is_that_of_the_weights_kept(ema: float) -> None:
+    state = run(settings(ema=ema))
+    assert state.best_epoch.validation_accuracy == pytest.approx(accuracy(state.best))
+
+
+def test_an_epoch_tells_the_mean_loss_and_accuracy_of_its_own_images() -> None:
+    class Still(nn.Module):
+        """Always answers the same, so that the figures can be counted."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([0.0, 1.0, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits.expand(len(x), 3)
+
+    state = run(settings(epochs=1, lr=1e-12, label_smoothing=0.0, batch_size=70), net=Still())
+    (epoch,) = state.history
+    likely = math.log(2 + math.e)
+    for labels, right, loss in (
+        (TRAINING.labels, epoch.train_accuracy, epoch.train_loss),
+        (VALIDATION.labels, epoch.validation_accuracy, epoch.validation_loss),
+    ):
+        share = float((labels == 1).mean())
+        assert right == pytest.approx(share)
+        assert loss == pytest.approx(likely - share, abs=1e-6)
+
+
+def test_the_average_is_that_of_the_weights_after_each_step_and_is_what_is_kept() -> None:
+    keeper = Every()
+    state = run(settings(ema=0.7), keeper=keeper)
+    wanted: dict[str, Tensor] = {}
+    best: dict[int, dict[str, Tensor]] = {}
+    for kept in keeper.states:
+        floats = {name: value for name, value in weights(kept).items() if value.is_floating_point()}
+        wanted = {name: 0.7 * wanted[name] + 0.3 * value if wanted else value for name, value in floats.items()}
+        assert kept.average is not None
+        for name, value in wanted.items():
+            assert torch.allclose(kept.average[f"module.{name}"], value, atol=1e-5)
+        best.setdefault(len(kept.history), dict(kept.average))
+    averaged = best[state.best_epoch.epoch]
+    assert differences(state.best, {name: averaged[f"module.{name}"] for name in state.best}) == []
+
+
+def test_the_learning_rate_of_an_epoch_is_that_of_its_last_step() -> None:
+    state = run(settings(lr=0.1))
+    assert [epoch.learning_rate for epoch in state.history] == pytest.approx([0.1 * left / 10 for left in (9, 5, 1)])
+
+
+def test_a_clipped_step_is_no_longer_than_the_rate_times_the_norm() -> None:
+    keeper = Every()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "lr": 0.1}
+    run(settings(clip_norm=0.01, **plain), net=net, keeper=keeper)
+    for before, after in itertools.pairwise(keeper.states):
+        moved = [weights(after)[name] - weights(before)[name] for name in weights(after)]
+        assert torch.cat([one.flatten() for one in moved]).norm().item() == pytest.approx(0.001, rel=1e-3)
+
+
+def test_a_norm_that_no_gradient_reaches_clips_nothing() -> None:
+    large = run(settings(clip_norm=1e6))
+    assert differences(large, run(settings())) == []
+
+
+def test_accumulated_pieces_train_a_network_without_batch_norm_as_one_batch_does() -> None:
+    whole = run(settings(), structure="article_cnn", net=plain())
+    taken = run(settings(accumulate=4), structure="article_cnn", net=plain())
+    for name, value in weights(whole).items():
+        assert torch.allclose(weights(taken)[name], value, atol=1e-5)
+    assert [epoch.train_loss for epoch in taken.history] == pytest.approx([one.train_loss for one in whole.history])
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(144, 20), nn.ReLU(), nn.Linear(20, 3))
+
+
+def test_bfloat16_learns_as_float32_does() -> None:
+    rough, exact = run(settings(epochs=8, precision="bfloat16")), run(settings(epochs=8))
+    assert rough.best_epoch.validation_accuracy > 0.6
+    assert rough.history[-1].train_loss == pytest.approx(exact.history[-1].train_loss, rel=0.2)
+    assert {value.dtype for value in rough.best.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_batch_norm_counts_a_step_once() -> None:
+    for train in (settings(), settings(shards=4)):
+        counted = {value.item() for name, value in weights(run(train)).items() if "num_batches_tracked" in name}
+        assert counted == {3 * STEPS}
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_divergence_is_an_error_that_names_the_learning_rate() -> None:
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) after epoch 1 at lr .* Lower train\.lr") as raised:
-        train(settings(lr=1e30, schedule="constant"))
+def test_divergence_is_an_error_that_names_step_learning_rate_and_the_last_good_checkpoint() -> None:
+    good = run(settings(epochs=1, lr=0.001, schedule="constant"))
+    said = r"is (nan|inf) after step \d+ at lr 1e\+30; the last good checkpoint is that of step 4. Lower train\.lr"
+    with pytest.raises(TrainingError, match=f"train: the .* {said}") as raised:
+        run(settings(lr=1e30, schedule="constant"), state=good)
     assert not raised.value.retryable
+
+
+def test_divergence_before_any_checkpoint_says_that_there_is_none() -> None:
+    with pytest.raises(TrainingError, match=r"at lr 1e\+30; no checkpoint was kept before"):
+        run(settings(lr=1e30, schedule="constant"))
+
+
+@pytest.mark.parametrize("lr", [1e10, 1e30, 3e38])
+@pytest.mark.parametrize("changes", [{}, {"shards": 2}, {"ema": 0.9}, {"precision": "bfloat16"}], ids=str)
+def test_a_state_with_numbers_that_are_not_finite_is_never_kept(lr: float, changes: dict[str, Any]) -> None:
+    """The loss of a step is measured before the step that spoils the weights."""
+    keeper = Every()
+    with pytest.raises(TrainingError, match=r"Lower train\.lr"):
+        run(settings(lr=lr, schedule="constant", epochs=20, **changes), keeper=keeper)
+    for state in keeper.states:
+        for tree in (state.net, state.average or {}, state.best):
+            assert all(value.isfinite().all() for value in tree.values()), f"kept after step {state.step}"
+        assert all(math.isfinite(value) for epoch in state.history for value in vars(epoch).values())
+
+
+def test_a_batch_larger_than_the_split_is_one_error() -> None:
+    with pytest.raises(TrainingError, match=r"train.batch_size: is 80, but the training split has 70 images. Lower it"):
+        run(settings(batch_size=80))

@@ -1,0 +1,135 @@
+"""The learning rate of each step, what is decayed, and the moving average."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from resflow.nets import create
+from resflow.training import optimizer
+from resflow.training.optimizer import learning_rate
+from tests.unit.training.small import settings
+
+
+def rates(steps: int = 40, **changes: object) -> list[float]:
+    return [learning_rate(settings(lr=0.4, **changes), step, steps) for step in range(steps)]
+
+
+# --- schedule ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["triangular", "cosine", "step"])
+def test_a_schedule_rises_in_a_straight_line_to_its_peak(schedule: str) -> None:
+    made = rates(schedule=schedule)
+    assert made[:10] == pytest.approx([0.04 * (step + 1) for step in range(10)])
+    assert max(made) == pytest.approx(0.4)
+
+
+def test_a_triangular_schedule_falls_in_a_straight_line_towards_zero() -> None:
+    made = rates()
+    assert np.allclose(np.diff(made[9:]), -0.4 / 31)
+    assert made[-1] == pytest.approx(0.4 / 31)
+
+
+def test_a_cosine_schedule_falls_in_half_a_cosine_towards_zero() -> None:
+    made = rates(schedule="cosine")
+    assert made[9:] == pytest.approx([0.2 * (1 + np.cos(np.pi * step / 31)) for step in range(31)])
+    assert 0 < made[-1] < 0.002
+
+
+def test_a_step_schedule_divides_by_ten_at_a_half_and_at_three_quarters() -> None:
+    made = rates(schedule="step")
+    assert made[9:] == pytest.approx([0.4] * 11 + [0.04] * 10 + [0.004] * 10)
+    assert rates(schedule="step", warmup_fraction=0.0) == pytest.approx([0.4] * 20 + [0.04] * 10 + [0.004] * 10)
+
+
+def test_a_constant_schedule_is_constant() -> None:
+    assert set(rates(schedule="constant")) == {0.4}
+
+
+def test_without_warm_up_training_starts_at_the_peak_or_one_step_below() -> None:
+    for schedule in ("triangular", "cosine", "step", "constant"):
+        assert 0.4 * 40 / 41 <= rates(schedule=schedule, warmup_fraction=0.0)[0] <= 0.4
+
+
+@pytest.mark.parametrize("schedule", ["triangular", "cosine", "step", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.001, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
+def test_no_rate_is_negative_or_beyond_the_peak(schedule: str, warmup: float, steps: int) -> None:
+    assert all(0 < rate <= 0.4 + 1e-12 for rate in rates(steps, schedule=schedule, warmup_fraction=warmup))
+
+
+# --- optimiser --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_spares_norms_and_biases(name: str) -> None:
+    net = create("resnet8_max", in_channels=1, num_classes=3)
+    decayed, spared = optimizer.make(net, settings(optimizer=name)).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    assert all("bn" not in names[id(p)] and not names[id(p)].endswith("bias") for p in decayed["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert {names[id(p)] for p in spared["params"]} >= {"bn1.weight", "bn1.bias", "fc.bias"}
+
+
+def test_sgd_moves_a_weight_as_nesterov_and_coupled_decay_say() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    made = optimizer.make(layer, settings(lr=0.1, momentum=0.5, weight_decay=0.2))
+    weight, velocity = layer.weight.item(), 0.0
+    for gradient in (1.0, -2.0, 0.5):
+        layer.weight.grad = torch.full((1, 1), gradient)
+        made.step()
+        decayed = gradient + 0.2 * weight
+        velocity = 0.5 * velocity + decayed
+        weight -= 0.1 * (decayed + 0.5 * velocity)
+        assert layer.weight.item() == pytest.approx(weight, abs=1e-6)
+
+
+def test_adamw_moves_a_weight_by_its_moments_and_decays_it_apart_from_them() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    made = optimizer.make(layer, settings(optimizer="adamw", lr=0.1, momentum=0.8, weight_decay=0.2))
+    weight, first, second = layer.weight.item(), 0.0, 0.0
+    for number, gradient in enumerate((1.0, -2.0, 0.5), 1):
+        layer.weight.grad = torch.full((1, 1), gradient)
+        made.step()
+        first, second = 0.8 * first + 0.2 * gradient, 0.999 * second + 0.001 * gradient**2
+        mean, spread = first / (1 - 0.8**number), second / (1 - 0.999**number)
+        weight -= 0.1 * 0.2 * weight + 0.1 * mean / (spread**0.5 + 1e-8)
+        assert layer.weight.item() == pytest.approx(weight, abs=1e-5)
+
+
+def test_without_momentum_sgd_takes_the_gradient_as_it_is() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    made = optimizer.make(layer, settings(lr=0.1, momentum=0.0, weight_decay=0.0))
+    before = layer.weight.item()
+    layer.weight.grad = torch.ones(1, 1)
+    made.step()
+    assert layer.weight.item() == pytest.approx(before - 0.1)
+
+
+# --- moving average ---------------------------------------------------------------------------------------------------
+
+
+def test_there_is_no_average_where_its_decay_is_zero() -> None:
+    assert optimizer.average(torch.nn.Linear(1, 1), settings()) is None
+
+
+def test_the_average_follows_weights_and_statistics_and_leaves_the_network_alone() -> None:
+    net = torch.nn.BatchNorm1d(1)
+    made = optimizer.average(net, settings(ema=0.75))
+    assert made is not None
+    wanted = 0.0
+    for number, value in enumerate((2.0, 6.0, -2.0)):
+        with torch.no_grad():
+            net.weight.fill_(value)
+            net.running_var.fill_(value)  # type: ignore[union-attr]
+        before = copy.deepcopy(net.state_dict())
+        made.update_parameters(net)
+        wanted = value if number == 0 else 0.75 * wanted + 0.25 * value  # it begins with the first step's weights
+        assert made.module.weight.item() == pytest.approx(wanted)
+        assert made.module.running_var.item() == pytest.approx(wanted)
+        assert all(torch.equal(net.state_dict()[name], kept) for name, kept in before.items())

@@ -1,0 +1,113 @@
+"""Several workers, as real processes: with shards the bits of one, without them bits of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.training.small import STEPS, accuracy, differences
+from tests.unit.training.workers import VALIDATION, Play, Played, play
+
+AUGMENTED = {"shift": 1, "flip": True, "rotate": 10.0, "erase": 0.5, "mixup": 0.2}
+SHARDS: dict[str, Any] = {"epochs": 2, "shards": 4, "ema": 0.8, "clip_norm": 2.0, **AUGMENTED}
+DROPOUT: dict[str, Any] = {"epochs": 1, "shards": 4, "optimizer": "adamw", "lr": 0.002}
+SHARED: dict[str, Any] = {"epochs": 2, "ema": 0.8, "shift": 1}
+HALT = 6
+"""A step within the second epoch."""
+END: int | None = None
+PLAYS = [
+    *(Play(name=f"shards on {world}", changes=SHARDS, world=[(world, END)]) for world in (1, 2, 3, 4)),
+    Play(name="growing and shrinking", changes=SHARDS, world=[(1, 2), (4, STEPS), (2, HALT), (3, END)]),
+    *(Play(name=f"dropout on {n}", changes=DROPOUT, world=[(n, END)], structure="article_cnn") for n in (1, 3)),
+    Play(name="shared", changes=SHARED, world=[(2, END)]),
+    Play(name="shared, gone on", changes=SHARED, world=[(2, END)], after=("shared", HALT)),
+    Play(name="shared, stopped and gone on", changes=SHARED, world=[(2, 3), (2, END)]),
+    Play(name="shared by one", changes=SHARED, world=[(1, END)]),
+    Play(name="pieces", changes={**SHARED, "accumulate": 2}, world=[(2, END)]),
+]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Played]:
+    return play(PLAYS, tmp_path_factory.mktemp("workers"))
+
+
+# --- with shards ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_any_number_of_workers_ends_in_the_bits_of_one(played: dict[str, Played], world: int) -> None:
+    alone, together = played["shards on 1"], played[f"shards on {world}"]
+    assert len(together.last) == world
+    for state in together.last:
+        assert differences(state, alone.last[0]) == []
+    for state, wanted in zip(together.states, alone.states, strict=True):
+        assert differences(state, wanted) == []
+
+
+def test_a_number_of_workers_that_changes_in_the_middle_changes_no_bits(played: dict[str, Played]) -> None:
+    alone, changing = played["shards on 1"], played["growing and shrinking"]
+    assert differences(changing.last[0], alone.last[0]) == []
+    assert [state.step for state in changing.states] == [state.step for state in alone.states]
+    for state, wanted in zip(changing.states, alone.states, strict=True):
+        assert differences(state, wanted) == []
+
+
+def test_dropout_does_not_depend_on_who_computes_a_shard(played: dict[str, Played]) -> None:
+    assert differences(played["dropout on 3"].last[0], played["dropout on 1"].last[0]) == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_batch_norm_counts_a_step_once_for_any_number_of_shards_a_worker(played: dict[str, Played], world: int) -> None:
+    for state in played[f"shards on {world}"].states:
+        assert state.net is not None
+        counted = {value.item() for name, value in state.net.items() if "num_batches_tracked" in name}
+        assert counted == {state.step}
+
+
+# --- without ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["shared, gone on", "shared, stopped and gone on"])
+def test_workers_without_shards_give_the_same_bits_also_when_they_were_stopped(
+    played: dict[str, Played], name: str
+) -> None:
+    assert differences(played[name].last[0], played["shared"].last[0]) == []
+
+
+def test_workers_without_shards_learn_as_one_does(played: dict[str, Played]) -> None:
+    """Not the same: batch norm sees half a batch."""
+    two, one = played["shared"].last[0], played["shared by one"].last[0]
+    assert differences(two, one) != []
+    assert two.history[-1].train_loss == pytest.approx(one.history[-1].train_loss, rel=0.2)
+
+
+def test_pieces_of_several_workers_are_averaged_once_a_step(played: dict[str, Played]) -> None:
+    pieces, whole = played["pieces"].last, played["shared"].last
+    assert differences(pieces[0].net, pieces[1].net) == []
+    assert pieces[0].history[-1].train_loss == pytest.approx(whole[0].history[-1].train_loss, rel=0.2)
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["shards on 1", "shards on 3", "shared", "shared by one"])
+def test_all_workers_end_with_the_same_network_and_figures(played: dict[str, Played], name: str) -> None:
+    first, *others = played[name].last
+    for other in others:
+        for part in ("net", "average", "best", "optimizer", "history"):
+            assert differences(getattr(other, part), getattr(first, part)) == [], part
+
+
+@pytest.mark.parametrize("name", ["shards on 1", "shards on 4", "shared", "shared by one"])
+def test_validation_counts_each_image_once_and_measures_the_weights_kept(played: dict[str, Played], name: str) -> None:
+    state = played[name].last[0]
+    assert state.best_epoch.validation_accuracy == pytest.approx(accuracy(state.best, VALIDATION), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["shards on 3", "shared"])
+def test_an_epoch_counts_the_training_images_of_all_workers(played: dict[str, Played], name: str) -> None:
+    for state in played[name].states:
+        images = 16 * (state.step % STEPS)
+        assert (0 if state.sums is None else state.sums[:, 2].sum().item()) == images
