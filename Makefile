@@ -13,7 +13,7 @@ TORCH_FAMILY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-c
   nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 TORCH := torch==2.13.0
 
-.PHONY: help install run test unit lint bench lock clean
+.PHONY: help install run test unit lint bench peers drills lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -45,11 +45,21 @@ lint: $(INSTALLED) ## Check style, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED) ## Measure accuracy and overhead into docs/benchmarks.md (about 15 minutes)
-	$(BIN)/dvc repro fetch
-	$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2
-	$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2 --params experiments/article.yaml
+bench: peers ## Measure accuracy, speed and overhead into docs/benchmarks.md (about an hour; QUICK=1 about 15 minutes)
+	$(BIN)/dvc repro prepare
+	$(BIN)/python -m benchmarks.training --rounds $(if $(QUICK),1,5)
+	$(BIN)/python -m benchmarks.accuracy --seeds 0 $(if $(QUICK),,1 2 3 4)
+	$(BIN)/python -m benchmarks.keras_article --epochs $(if $(QUICK),1,10)
+	$(if $(QUICK),,$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2 --params experiments/article.yaml)
 	$(BIN)/python -m benchmarks.overhead
+
+peers: $(INSTALLED) ## Install what resflow is measured against, leaving all that is locked as it is
+	grep -oE '^[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^ ;]+' requirements.lock | sed -E 's/\[[^]]*\]//' > .venv/locked.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["bench"], sep="\n")' > .venv/peers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c .venv/locked.txt -r .venv/peers.txt
+
+drills: $(INSTALLED) ## Kill training at random moments, N=20 times each way, into docs/reliability.md
+	$(BIN)/python -m tests.drills --times $(or $(N),20)
 
 lock: ## Resolve pyproject.toml anew into requirements.lock (torch stands at its end, without a hash)
 	[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv

@@ -1,0 +1,285 @@
+"""The same training, by hand, by resflow and by others; one contender a process, called by `benchmarks.training`.
+
+    python -m benchmarks.contenders bare FOLDER      # FOLDER holds prepared arrays; prints one line of JSON
+
+All train the network of params.yaml for two epochs with its batch size, precision, learning rates and shifts, and
+validate after each; what is reported is the second epoch, without start-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resflow import params
+from resflow.data import arrays
+from resflow.nets import create
+from resflow.params import Checkpoint, Params
+
+EPOCHS = 2
+MEAN, STD = 0.1307, 0.3081  # of MNIST; any will do for a speed
+
+
+class Data:
+    """Batches as one would gather them by hand: indexed, shifted, normalised, channels-last."""
+
+    def __init__(self, folder: Path, train: params.Train, rank: int = 0, world: int = 1) -> None:
+        self.images, self.labels = (torch.from_numpy(np.array(part)) for part in arrays.load(folder, "train"))
+        validation = arrays.load(folder, "validation")
+        self.validation = self.inputs(torch.from_numpy(np.array(validation.images)).permute(0, 3, 1, 2))
+        self.truth = torch.from_numpy(np.array(validation.labels)).long()
+        self.train, self.rank, self.world = train, rank, world
+        self.steps = len(self.labels) // train.batch_size
+
+    def inputs(self, images: Tensor) -> Tensor:
+        return ((images.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        shift, (height, width) = self.train.shift, self.images.shape[1:3]
+        padded = F.pad(self.images[chosen].permute(0, 3, 1, 2), (shift,) * 4)
+        down, right = torch.randint(0, 2 * shift + 1, (2, len(chosen)))
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        return self.inputs(windows[torch.arange(len(chosen)), :, down, right]), self.labels[chosen].long()
+
+    def order(self) -> list[Tensor]:
+        share = self.train.batch_size // self.world
+        whole = torch.randperm(len(self.labels))[: self.steps * self.train.batch_size].view(self.steps, -1)
+        return list(whole[:, self.rank * share : (self.rank + 1) * share])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self.batch, self.order())
+
+    def rate(self, step: int) -> float:
+        steps = EPOCHS * self.steps
+        peak = self.train.warmup_fraction * steps
+        return self.train.lr * min((step + 1) / peak, (steps - step) / (steps - peak + 1))
+
+
+def network(settings: Params) -> nn.Module:
+    net = create(settings.net.name, in_channels=1, num_classes=10)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def optimizer(net: nn.Module, train: params.Train) -> torch.optim.SGD:
+    decayed = [p for p in net.parameters() if p.ndim > 1]
+    spared = [p for p in net.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=True, fused=True)
+
+
+def bare(folder: Path, settings: Params) -> float:
+    """A loop in plain torch: the limit."""
+    return _bare(Data(folder, settings.train), settings, network(settings))
+
+
+def torchrun(folder: Path, settings: Params) -> float:
+    """The bare loop, two processes of one thread, DistributedDataParallel; started by torchrun."""
+    torch.distributed.init_process_group("gloo")
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    data = Data(folder, settings.train, rank, world)
+    seconds = _bare(data, settings, nn.parallel.DistributedDataParallel(network(settings)))
+    torch.distributed.destroy_process_group()
+    return seconds
+
+
+def _bare(data: Data, settings: Params, net: nn.Module) -> float:
+    train, move, step = settings.train, optimizer(net, settings.train), 0
+    bfloat16 = train.precision == "bfloat16"
+    for _ in range(EPOCHS):
+        started = time.perf_counter()
+        net.train()
+        for images, labels in data:
+            for group in move.param_groups:
+                group["lr"] = data.rate(step)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                logits = net(images)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
+            move.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            move.step()
+            step += 1
+        net.eval()
+        with torch.inference_mode():
+            (net(data.validation).argmax(1) == data.truth).float().mean().item()
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def loop(folder: Path, settings: Params) -> float:
+    """resflow's loop alone."""
+    from resflow.training import loop as ours
+
+    moments = [time.perf_counter()]
+    card = _card(settings)
+    ours.prepare_torch(0, settings.train.threads)
+    splits = (arrays.load(folder, "train"), arrays.load(folder, "validation"))
+    ours.train(
+        card.network(),
+        *splits,
+        card,
+        settings.train,
+        seed=0,
+        device=torch.device("cpu"),
+        on_epoch=lambda state: moments.append(time.perf_counter()),
+    )
+    return moments[-1] - moments[-2]
+
+
+def ray(folder: Path, settings: Params) -> float:
+    """resflow through Ray Train: in local mode, or on a cluster of this machine where there are several workers."""
+    from resflow.training import cluster
+
+    _, seconds = cluster.fit(_job(folder, settings), os.environ.get("RAY_ADDRESS"))
+    return seconds[-1]
+
+
+def lightning(folder: Path, settings: Params) -> float:
+    """PyTorch Lightning, fed by the bare loop's batches."""
+    import logging
+    import warnings
+
+    import lightning as L
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    data, moments = Data(folder, settings.train), [0.0]
+
+    class Module(L.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network(settings)
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            images, labels = batch
+            return F.cross_entropy(self.net(images), labels, label_smoothing=settings.train.label_smoothing)
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            images, labels = batch
+            self.log("accuracy", (self.net(images).argmax(1) == labels).float().mean(), batch_size=len(labels))
+
+        def configure_optimizers(self) -> Any:
+            move = optimizer(self.net, settings.train)
+            schedule = torch.optim.lr_scheduler.LambdaLR(move, lambda step: data.rate(step) / settings.train.lr)
+            return {"optimizer": move, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+        def on_validation_end(self) -> None:
+            moments.append(time.perf_counter())
+
+    trainer = L.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        precision="bf16-mixed" if settings.train.precision == "bfloat16" else "32-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(Module(), _Sized(data), [(data.validation, data.truth)])
+    return moments[-1] - moments[-2]
+
+
+def accelerate(folder: Path, settings: Params) -> float:
+    """Hugging Face Accelerate, fed by the bare loop's batches."""
+    from accelerate import Accelerator
+
+    precision = "bf16" if settings.train.precision == "bfloat16" else "no"
+    helper = Accelerator(cpu=True, mixed_precision=precision)
+    data, net = Data(folder, settings.train), network(settings)
+    move = optimizer(net, settings.train)
+    schedule = torch.optim.lr_scheduler.LambdaLR(move, lambda step: data.rate(step) / settings.train.lr)
+    net, move, schedule = helper.prepare(net, move, schedule)
+    for _ in range(EPOCHS):
+        started = time.perf_counter()
+        net.train()
+        for images, labels in data:
+            with helper.accumulate(net):
+                loss = F.cross_entropy(net(images), labels, label_smoothing=settings.train.label_smoothing)
+                move.zero_grad()
+                helper.backward(loss)
+                move.step()
+                schedule.step()
+        net.eval()
+        with torch.inference_mode():
+            (net(data.validation).argmax(1) == data.truth).float().mean().item()
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+class _Sized:
+    """What Lightning takes for a loader."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return self._data.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._data)
+
+
+def _card(settings: Params) -> Any:
+    from resflow.nets.file import ModelCard
+
+    classes = tuple("0123456789")
+    return ModelCard(structure=settings.net.name, image_shape=(28, 28, 1), classes=classes, mean=(MEAN,), std=(STD,))
+
+
+def _job(folder: Path, settings: Params) -> Any:
+    from resflow.stages.train import _arrays
+    from resflow.training.cluster import Job
+
+    return Job(
+        train=settings.train,
+        checkpoint=Checkpoint(steps=0, seconds=settings.checkpoint.seconds),
+        seed=0,
+        card=_card(settings),
+        arrays=_arrays(folder.parents[1]),
+        runs=(folder.parents[1] / "runs").resolve(),
+        name=f"bench-{os.getpid()}",
+    )
+
+
+CONTENDERS: dict[str, Callable[[Path, Params], float]] = {
+    function.__name__: function for function in (bare, torchrun, loop, ray, lightning, accelerate)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=CONTENDERS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--shards", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    changes: dict[str, Any] = {"train.epochs": EPOCHS, "train.num_workers": arguments.workers}
+    changes |= {"train.shards": arguments.shards, "train.device": "cpu", "train.max_failures": 0}
+    if arguments.threads:
+        changes["train.threads"] = arguments.threads
+    tree = params.override(params.read(Path("params.yaml")), changes, "params.yaml")
+    settings = params.parse(tree, "params.yaml")
+    torch.set_num_threads(settings.train.threads)
+    torch.manual_seed(0)
+    seconds = CONTENDERS[arguments.name](arguments.folder, settings)
+    steps = len(arrays.load(arguments.folder, "train").labels) // settings.train.batch_size
+    if int(os.environ.get("RANK", 0)) == 0 and math.isfinite(seconds):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"images_per_second": steps * settings.train.batch_size / seconds, "peak_mib": peak}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The article's network in its own framework, Keras, with the torch backend: accuracy and seconds of its ten epochs.
+
+    python -m benchmarks.keras_article              # about 5 minutes on two cores
+    python -m benchmarks.keras_article --epochs 1   # a look at the speed
+
+The network is that of `resflow.nets.article`, dropout before the last layer. Needs data/prepared and `make peers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.report import record, table
+from resflow.data import arrays
+
+
+def main() -> None:
+    """Train, evaluate and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=10)
+    epochs = parser.parse_args().epochs
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+    import torch
+
+    torch.set_num_threads(2)
+    keras.utils.set_random_seed(0)
+    splits = {name: arrays.load(Path("data/prepared"), name) for name in ("train", "test")}
+    images = {name: np.asarray(split.images, np.float32) / 255 for name, split in splits.items()}
+    layers: list[keras.Layer] = [keras.Input((28, 28, 1))]
+    for width in (32, 64, 128):
+        layers += [keras.layers.Conv2D(width, 3, padding="same", activation="relu"), keras.layers.MaxPooling2D(2)]
+    layers += [keras.layers.Flatten(), keras.layers.Dense(256, activation="relu"), keras.layers.Dropout(0.5)]
+    net = keras.Sequential([*layers, keras.layers.Dense(10)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile(optimizer=keras.optimizers.Adam(0.001), loss=loss, metrics=["accuracy"])
+    started = time.perf_counter()
+    net.fit(images["train"], splits["train"].labels, batch_size=64, epochs=epochs, verbose=2)
+    seconds = time.perf_counter() - started
+    accuracy = net.evaluate(images["test"], splits["test"].labels, batch_size=1000, verbose=0)[1]
+    rows = [[str(epochs), f"{accuracy:.2%}", f"{seconds:.1f}", f"{epochs * len(images['train']) / seconds:,.0f}"]]
+    body = table(["epochs", "test accuracy (n = 1)", "training (s)", "images/s"], rows)
+    load = f"Keras {keras.__version__}; load of the machine at the end: {os.getloadavg()[0]:.1f}.\n"
+    record("Keras, the article's network", f"python -m benchmarks.keras_article --epochs {epochs}", f"{body}\n{load}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Images per second of the training loop: by hand, by resflow, by others, on one worker and on two.
+
+    python -m benchmarks.training            # five rounds, about 15 minutes
+    python -m benchmarks.training --rounds 1
+
+Contenders take turns, each in a process of its own (`benchmarks.contenders`); figures are medians over the rounds, and
+a ratio is the median of the ratios within a round. Needs data/prepared (`dvc repro prepare`); peers come with
+`make peers`, and one that is missing is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.report import record, table
+from resflow.data import arrays
+
+IMAGES, VALIDATION = 12_800, 1_000
+"""Of MNIST: a hundred steps an epoch."""
+PYTHON = [sys.executable, "-m"]
+ALONE = {
+    "bare loop (the limit)": ["bare"],
+    "resflow's loop": ["loop"],
+    "resflow, Ray Train in local mode": ["ray"],
+    "resflow, Ray Train on a cluster of one": ["ray", "--address"],
+    "PyTorch Lightning": ["lightning"],
+    "Hugging Face Accelerate": ["accelerate"],
+    "resflow's loop, 2 shards": ["loop", "--shards", "2"],
+    "resflow's loop, 4 shards": ["loop", "--shards", "4"],
+}
+TOGETHER = {
+    "torchrun, DistributedDataParallel": ["torchrun"],
+    "resflow, Ray Train": ["ray"],
+    "resflow, Ray Train, 2 shards": ["ray", "--shards", "2"],
+    "resflow, Ray Train, 4 shards": ["ray", "--shards", "4"],
+}
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    command = f"python -m benchmarks.training --rounds {rounds}"
+    with tempfile.TemporaryDirectory() as folder:
+        place = _some_images(Path(folder))
+        alone = _rounds(ALONE, place, rounds, [])
+        together = _rounds(TOGETHER, place, rounds, ["--workers", "2", "--threads", "1"])
+    load = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}; n = {rounds} rounds.\n"
+    size = f"Two epochs of {IMAGES:,} images of MNIST, validated on {VALIDATION:,}; the second is timed.\n\n"
+    record("Training speed: one worker", command, size + _shown(alone) + "\n" + _peak(alone) + load)
+    record("Training speed: two workers of one thread", command, size + _shown(together) + "\n" + load)
+
+
+def _some_images(folder: Path) -> Path:
+    place = folder / "data" / "prepared"
+    place.mkdir(parents=True)
+    for split, count in (("train", IMAGES), ("validation", VALIDATION)):
+        images, labels = arrays.load(Path("data/prepared"), split)
+        np.save(arrays.images_path(place, split), images[:count])
+        np.save(arrays.labels_path(place, split), labels[:count])
+    return place
+
+
+def _rounds(contenders: dict[str, list[str]], place: Path, rounds: int, options: list[str]) -> dict[str, list[Any]]:
+    results: dict[str, list[Any]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, arguments in contenders.items():
+            results[name].append(_run(arguments, place, options))
+            print(f"round {number + 1}, {name}: {results[name][-1]}", file=sys.stderr, flush=True)
+    return results
+
+
+def _run(arguments: list[str], place: Path, options: list[str]) -> dict[str, float] | None:
+    """What one process printed; None where its packages are missing."""
+    name, *own = arguments
+    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    env.pop("RAY_ADDRESS", None)
+    if "--address" in own:
+        own.remove("--address")
+        env["RAY_ADDRESS"] = "local"
+    launcher = PYTHON
+    if name == "torchrun":
+        launcher = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+        env["OMP_NUM_THREADS"] = "1"
+    command = [*launcher, "benchmarks.contenders", name, str(place), *own, *options]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        if "ModuleNotFoundError" in done.stderr:
+            return None
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))  # type: ignore[no-any-return]
+
+
+def _shown(results: dict[str, list[Any]]) -> str:
+    base = next(iter(results.values()))
+    rows = []
+    for name, runs in results.items():
+        if None in runs:
+            rows.append([name, "not installed", "", "", ""])
+            continue
+        rates = [run["images_per_second"] for run in runs]
+        ratios = [rate / reference["images_per_second"] for rate, reference in zip(rates, base, strict=True)]
+        memory = statistics.median(run["peak_mib"] for run in runs)
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        rows.append(
+            [name, f"{statistics.median(rates):,.0f}", f"{statistics.median(ratios):.3f}", spread, f"{memory:,.0f}"]
+        )
+    return table(["", "images/s", "of the first", "lowest to highest", "peak memory of its process (MiB)"], rows)
+
+
+def _peak(results: dict[str, list[Any]]) -> str:
+    """What share of the machine's matrix-multiplication peak the loops reach."""
+    flops = 3 * 2 * _macs()  # forward, and twice that backward; a multiplication and an addition each
+    lines = []
+    for name in ("float32", "bfloat16"):
+        best = _matmul(getattr(torch, name))
+        shares = ", ".join(
+            f"{statistics.median(run['images_per_second'] for run in results[who]) * flops / best:.0%} ({who})"
+            for who in ("bare loop (the limit)", "resflow's loop")
+        )
+        lines.append(f"- {name}: {best / 1e12:.3f} TFLOP/s, of which training reaches {shares}")
+    return "Matrix multiplication of 2048x2048 on this machine:\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _matmul(dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of several products."""
+    size = 2048
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    seconds = []
+    for _ in range(12):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return float(2 * size**3 / min(seconds))
+
+
+def _macs() -> int:
+    """Multiply-accumulates of convolutions and linear layers, one image forward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from resflow import params
+    from resflow.nets import create
+
+    net = create(params.load(Path("params.yaml")).net.name, in_channels=1, num_classes=10).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 1, 28, 28))
+    return int(counter.get_total_flops()) // 2
+
+
+if __name__ == "__main__":
+    main()

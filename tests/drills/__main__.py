@@ -1,0 +1,62 @@
+"""Many drills, and their table in docs/reliability.md: `python -m tests.drills --times 100`, or `make drills N=100`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks.report import environment, table
+from resflow.files import write
+from tests.conftest import make_project, stop_store
+from tests.drills.drill import KINDS, RECIPE, drill, last_step, outputs
+
+PAGE = Path("docs/reliability.md")
+HEAD = f"""# Reliability
+
+A run that is killed goes on from its last checkpoint when the same command is run again, and ends in the bits of a run that was left
+alone. This page is written by `make drills N=...`: each drill trains a small network on synthetic digits ({RECIPE["train__epochs"]} epochs,
+{last_step()} steps, a checkpoint every {RECIPE["checkpoint__steps"]}), sends SIGKILL once or twice when the newest checkpoint has passed a random step,
+runs the command again, and compares the SHA-256 of `model.safetensors`, `metrics/train.json` and `plots/train/curves.csv` with those of
+an undisturbed run. `make test` runs one of each kind; stops by SIGTERM and Ctrl-C are tested beside them.
+"""
+
+
+def main() -> None:
+    """Run them and write the page; exits with 1 where one ended in other bits."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=20, help="drills of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    arguments = parser.parse_args()
+    rows, wrong = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        home.mkdir()
+        project = make_project(Path(folder) / "place" / "project", home)
+        project.edit(**RECIPE)
+        project.run("dvc", "repro", "prepare")
+        try:
+            for name in arguments.kinds:
+                kind = KINDS[name]
+                project.edit(train__num_workers=kind.workers)
+                project.run("resflow", "stage", "train", OMP_WAIT_POLICY="PASSIVE")
+                undisturbed = outputs(project)
+                outcomes = []
+                for seed in range(arguments.times):
+                    outcomes.append(drill(project, kind, seed))
+                    print(f"{name} {seed}: {outcomes[-1]}", flush=True)
+                same = sum(outcome.outputs == undisturbed for outcome in outcomes)
+                wrong += len(outcomes) - same
+                kills = sum(outcome.kills for outcome in outcomes)
+                rows.append([kind.what, str(len(outcomes)), str(kills), str(same)])
+        finally:
+            stop_store(project)
+    body = table(["killed", "drills", "kills", "ended in the same bits"], rows)
+    command = f"`make drills N={arguments.times}` on {environment()}."
+    write(PAGE, f"{HEAD}\n{command}\n\n{body}".encode())
+    print(body)
+    raise SystemExit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
