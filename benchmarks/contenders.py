@@ -141,7 +141,7 @@ def ray(folder: Path, settings: Params) -> float:
     """resflow through Ray Train: in local mode, or on a cluster of this machine where there are several workers."""
     from resflow.training import cluster
 
-    _, seconds = cluster.fit(_job(folder, settings), os.environ.get("RAY_ADDRESS"))
+    _, seconds = cluster.fit(_job(folder, settings), os.environ.get("RAY_ADDRESS"), folder.parents[1] / "live")
     return seconds[-1]
 
 
@@ -156,7 +156,7 @@ def lightning(folder: Path, settings: Params) -> float:
     warnings.filterwarnings("ignore")
     data, moments = Data(folder, settings.train), [0.0]
 
-    class Module(L.LightningModule):  # type: ignore[misc]
+    class Module(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.net = network(settings)

@@ -1,4 +1,4 @@
-"""The task that runs one stage of dvc.yaml, its output streamed as logs."""
+"""The task that runs one stage of dvc.yaml, its output streamed as logs and its epochs as progress."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 from resflow import pipeline
 from resflow.errors import ResflowError
 from resflow.pipeline import StageRun
+from tasks.progress import Progress
 
 __all__ = ["can_help", "log", "run_stage"]
 
@@ -31,4 +32,10 @@ def log(line: str) -> None:
 @task(task_run_name="{name}", retries=1, retry_delay_seconds=3, retry_condition_fn=can_help, cache_policy=NO_CACHE)
 def run_stage(root: Path, name: str, env: Mapping[str, str]) -> StageRun:
     """Bring one stage up to date. Raises `StageError`."""
-    return pipeline.run_stage(root, name, log, env)
+    progress = Progress(name)
+
+    def on_line(line: str) -> None:
+        log(line)
+        progress.see(line)
+
+    return pipeline.run_stage(root, name, on_line, env)

@@ -224,7 +224,7 @@ def test_the_plots_of_dvc_show_every_figure(copied: Project) -> None:
     copied.run("dvc", "plots", "show")
     page = (copied.root / "dvc_plots/index.html").read_text()
     shown = {spec["title"]["text"]: spec for spec in specs(page)}
-    assert len(shown) == 6
+    assert len(shown) == 8
 
     def values(title: str) -> list[dict[str, str]]:
         return shown[title]["data"]["values"]  # type: ignore[no-any-return]
@@ -239,6 +239,10 @@ def test_the_plots_of_dvc_show_every_figure(copied: Project) -> None:
         (field, value) for row in curves for field, value in zip(("train_loss", "validation_loss"), row, strict=True)
     }
     assert len(values("Accuracy by epoch")) == 2 * len(curves)
+    for figure in ("Loss", "Accuracy"):
+        live = values(f"{figure} by epoch, while it trains (not hashed)")
+        assert sorted({int(row["step"]) for row in live}) == list(range(1, len(curves) + 1))
+        assert len(live) == 2 * len(curves)
     for title, path, keys in (
         ("Learning rate at the end of each epoch", "plots/train/curves.csv", ("epoch", "learning_rate")),
         ("Confusion on the test split", "plots/evaluate/confusion.csv", ("actual", "predicted")),
@@ -384,6 +388,9 @@ def test_a_killed_training_goes_on_to_the_bits_of_an_undisturbed_one(copied: Pro
         assert model.read_bytes() == undisturbed
         assert (copied.root / "plots/train/curves.csv").read_bytes() == curves
         assert not runs.exists()
+        with (copied.root / "timings/live/plots/metrics/train/loss.tsv").open() as file:
+            steps = [int(row["step"]) for row in csv.DictReader(file, delimiter="\t")]
+        assert steps == list(range(1, 17)), "what is shown of a run begins with its first epoch"
     finally:
         for process in started:
             if process.poll() is None:

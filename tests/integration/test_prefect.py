@@ -168,6 +168,12 @@ def logs(server: str, run: str) -> list[str]:
     return [line["message"] for line in ask(server, "logs", logs=of_run, sort="TIMESTAMP_ASC")]
 
 
+def progress(server: str, run: str) -> float:
+    """Percent of the training of a run, as its artifact tells; 0 where there is none yet."""
+    made = ask(server, "artifacts", artifacts={"flow_run_id": {"any_": [run]}, "key": {"like_": "train-progress"}})
+    return float(made[-1]["data"]) if made else 0.0
+
+
 def work_of(project: Project) -> list[str]:
     """Command lines of living processes of flow runs and stages that work in the project, found by their folder."""
     found = []
@@ -217,7 +223,10 @@ def test_a_worker_runs_the_declared_deployment_with_a_parameter_of_its_own(deplo
     assert any(line.startswith("test accuracy ") for line in said)
     assert not [line for line in said if "git add" in line or "lock file" in line or line.startswith("> ")]
     made = {one["key"]: one for one in ask(server, "artifacts", artifacts={"flow_run_id": {"any_": [run]}})}
-    assert set(made) == {"summary", "metrics", "bundle"}
+    assert set(made) == {"train-progress", "summary", "metrics", "bundle"}
+    assert made["train-progress"]["type"] == "progress"
+    assert made["train-progress"]["data"] == 100
+    assert made["train-progress"]["description"].startswith("epoch 1 of 1: loss ")
     assert "| test accuracy |" in made["summary"]["data"]
     assert [row["class"] for row in json.loads(made["metrics"]["data"])] == [str(digit) for digit in range(10)]
     assert "s3://resflow/models/mnist-resnet/v0.1.1/" in made["bundle"]["data"]
@@ -240,6 +249,9 @@ def test_a_schedule_runs_what_is_triggered_and_ends_with_its_run_when_told(deplo
         assert ended(server, run) == "COMPLETED", "\n".join(logs(server, run))
         long = trigger(server, "training-pipeline/scheduled", overrides={"train.epochs": 900})
         wait_for(lambda: any("epoch 1/900" in line for line in work_lines(process)), "training to begin")
+        wait_for(lambda: 0 < progress(server, long) < 100, "the progress to be shown")
+        begun = progress(server, long)
+        wait_for(lambda: begun < progress(server, long) < 100, "the progress to move while it trains")
         os.kill(process.pid, signal.SIGTERM)
         process.wait(PATIENCE)
     assert process.returncode == 0

@@ -60,7 +60,7 @@ def _train(root: Path, params: Params) -> None:
         runs=_runs(root, os.environ.get("RESFLOW_STORAGE")),
         name=_run_name(root, params, given),
     )
-    state, seconds = fit(job, os.environ.get("RAY_ADDRESS"))
+    state, seconds = fit(job, os.environ.get("RAY_ADDRESS"), root / TIMINGS / "live")
     model_file.save(root / MODEL, state.best, job.card)
     _report(root, state, job.card)
     _report_times(root, state, seconds, time.perf_counter() - started)

@@ -63,17 +63,17 @@ class Job:
         return self.runs.folder(self.name) if isinstance(self.runs, Bucket) else LocalFolder(self.runs / self.name)
 
 
-def fit(job: Job, address: str | None) -> tuple[loop.State, list[float]]:
+def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[float]]:
     """Train, going on from the run's last checkpoint; returns its state and the seconds of each epoch finished now.
 
-    `address` is that of a Ray cluster (`RAY_ADDRESS`), or None. Raises `TrainingError`, or `StoreError` for a bucket
-    that cannot be used, before training starts.
+    `address` is that of a Ray cluster (`RAY_ADDRESS`), or None; `live` is where to show each epoch.
+    Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if job.train.workers[0] < job.train.workers[1]:  # else a lost node is waited for, a minute by default
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    display = Display(job.train)
+    display = Display(job.train, live)
     try:
         if job.train.workers == (1, 1) and not address:
             outcome = _fit_here(job, display)
@@ -291,7 +291,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
 
     def on_epoch(state: loop.State) -> None:
         if meter:
-            seconds.append(meter.epoch(state.history[-1]))
+            seconds.append(meter.epoch(state.history))
 
     try:
         state = loop.train(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from resflow.training.live import Live
 from resflow.training.loop import Epoch
 
 if TYPE_CHECKING:
@@ -35,10 +37,15 @@ class Event(NamedTuple):
     """Mean since the epoch began, or since the run went on within it."""
     accuracy: float
     images_per_second: float
-    finished: Epoch | None = None
-    """The epoch's outcome, with its last event."""
+    history: tuple[Epoch, ...] = ()
+    """With an epoch's last event, its outcome and those of all before it, by whomever they were trained."""
     seconds: float = 0.0
     """That the finished epoch took, since the run began or went on."""
+
+    @property
+    def finished(self) -> Epoch | None:
+        """The epoch's outcome, with its last event."""
+        return self.history[-1] if self.history else None
 
 
 class Meter:
@@ -62,12 +69,13 @@ class Meter:
             Event((step - 1) // self._steps + 1, within, self._steps, loss / count, correct / count, self._rate(now))
         )
 
-    def epoch(self, epoch: Epoch) -> float:
+    def epoch(self, history: Sequence[Epoch]) -> float:
         """After each epoch; returns its seconds."""
+        epoch = history[-1]
         now = time.perf_counter()
         seconds, rate = now - self._started, self._rate(now)
         figures = (epoch.train_loss, epoch.train_accuracy, rate)
-        self._show(Event(epoch.epoch, self._steps, self._steps, *figures, finished=epoch, seconds=seconds))
+        self._show(Event(epoch.epoch, self._steps, self._steps, *figures, tuple(history), seconds))
         self._started, self._since = time.perf_counter(), self._done
         return seconds
 
@@ -76,10 +84,13 @@ class Meter:
 
 
 class Display:
-    """A bar over the steps of each epoch on a terminal, with loss, accuracy, images per second and time left."""
+    """A bar over the steps of each epoch on a terminal, with loss, accuracy, images per second and time left.
 
-    def __init__(self, train: Train) -> None:
-        self._train = train
+    The figures of each epoch also go to `live`, for `dvc plots`.
+    """
+
+    def __init__(self, train: Train, live: Path) -> None:
+        self._train, self._live = train, Live(live)
         self._bar: Any = None
 
     def show(self, event: Event | str) -> None:
@@ -94,6 +105,7 @@ class Display:
         bar.update((event.epoch - 1) * event.steps + event.step - bar.n)
         if event.finished:
             self.say(_line(event.finished, self._train, event.seconds))
+            self._live.show(event.history)
 
     def say(self, line: str) -> None:
         """Show a line beside the bar."""
@@ -107,6 +119,7 @@ class Display:
         """Take the bar away."""
         if self._bar:
             self._bar.close()
+        self._live.close()
 
     def _new_bar(self, event: Event) -> Any:
         from tqdm import tqdm
