@@ -12,14 +12,15 @@ from tests.conftest import make_project, stop_store
 from tests.drills.drill import KINDS, RECIPE, drill, last_step, outputs
 
 PAGE = Path("docs/reliability.md")
+EVERY = RECIPE["checkpoint__steps"]
 HEAD = f"""# Reliability
 
 A run that is killed goes on from its last checkpoint when the same command is run again, and ends in the bits of a run
 that was left alone. This page is written by `make drills N=...`: each drill trains a small network on synthetic digits
-({RECIPE["train__epochs"]} epochs, {last_step()} steps, a checkpoint every {RECIPE["checkpoint__steps"]}),
-sends SIGKILL once or twice when the newest checkpoint has passed a random step, runs the command again, and compares the SHA-256 of `model.safetensors`,
-`metrics/train.json` and `plots/train/curves.csv` with those of an undisturbed run. `make test` runs one of each kind;
-stops by SIGTERM and Ctrl-C are tested beside them.
+({last_step()} steps, a checkpoint every {EVERY}), sends SIGKILL once or twice when the newest checkpoint has passed a
+random step, runs the command again, and compares the SHA-256 of `model.safetensors`, `metrics/train.json` and
+`plots/train/curves.csv` with those of an undisturbed run. `make test` runs one of each kind; stops by SIGTERM and Ctrl-C
+are tested beside them.
 """
 
 

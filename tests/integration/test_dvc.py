@@ -134,6 +134,7 @@ def test_a_stage_reads_what_dvc_yaml_declares_and_nothing_else(name: str, copied
     root, stage = copied.root.resolve(), STAGES[name]
     own = paths(stage.get("outs", []) + stage.get("metrics", []) + stage.get("plots", []))
     own |= {".resflow", "timings", "params.yaml"}  # state of this machine and times; parameters are compared below
+    own |= {".dvc", ".dvcignore", ".git", ".gitignore"}  # DVCLive asks what is ignored, of which no result knows
     files = [Path(path).relative_to(root) for path in read["files"] if Path(path).is_relative_to(root)]
     files = [path.parent.parent / f"{path.name.split('.')[0]}.py" if path.suffix == ".pyc" else path for path in files]
     files = [path for path in files if (root / path).is_file()]
