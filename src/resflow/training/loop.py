@@ -10,6 +10,7 @@ by one worker or many, is `gradients`; the learning rate and the optimiser are `
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -108,6 +109,8 @@ class KeepsNothing:
 
 def prepare_torch(seed: int, threads: int) -> None:
     """Fix what the bits of the result depend on: the seed, the number of threads, and deterministic algorithms."""
+    # cuBLAS reads this when it is first used; without it torch refuses deterministic products on the GPU
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
