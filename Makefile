@@ -51,6 +51,7 @@ bench: peers ## Measure accuracy, speed and overhead into docs/benchmarks.md (ab
 	$(BIN)/python -m benchmarks.accuracy --seeds 0 $(if $(QUICK),,1 2 3 4)
 	$(BIN)/python -m benchmarks.keras_article --epochs $(if $(QUICK),1,10)
 	$(if $(QUICK),,$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2 --params experiments/article.yaml)
+	$(BIN)/python -m benchmarks.startup --rounds $(if $(QUICK),1,5)
 	$(BIN)/python -m benchmarks.overhead
 
 peers: $(INSTALLED) ## Install what resflow is measured against, leaving all that is locked as it is

@@ -1,9 +1,11 @@
-"""Test accuracy and training time over seeds, for params.yaml and for an experiment's parameters.
+"""Test accuracy over seeds, and seconds of training, for params.yaml and for an experiment's parameters.
 
     python -m benchmarks.accuracy --seeds 0 1 2
     python -m benchmarks.accuracy --seeds 0 --params experiments/article.yaml
 
-Each seed runs the bodies of the stages in a folder and a process of its own. It needs data/raw (`dvc repro fetch`).
+Each seed prepares and evaluates in a folder and a process of its own. The stage `train` runs there as `dvc repro` runs
+it, so that its seconds from process start hold the interpreter, imports, Ray Train, validation and the writing of the
+model. It needs data/raw (`dvc repro fetch`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +57,16 @@ def run(seed: int, changes: Path | None) -> dict[str, Any]:
     if changes:
         params.override(tree, yaml.safe_load(changes.read_text()), str(changes))
     settings = params.parse(params.override(tree, {"seed": seed}, "--seeds"), "params.yaml")
-    from resflow.stages import train
-
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / RAW).parent.mkdir(parents=True)
         (root / RAW).symlink_to(RAW.resolve())
-        for stage in (prepare, train, evaluate):
-            stage.run(root, settings)
+        (root / "params.yaml").write_text(json.dumps(tree))  # JSON is YAML
+        prepare.run(root, settings)
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "resflow", "stage", "train"], cwd=root, check=True, stdout=sys.stderr)
+        whole = time.perf_counter() - started
+        evaluate.run(root, settings)
         measured = {name: json.loads((root / METRICS / f"{name}.json").read_text()) for name in ("train", "evaluate")}
         seconds = sum(json.loads((root / TIMINGS / "train.json").read_text())["epoch_seconds"])
     return {
@@ -70,6 +75,7 @@ def run(seed: int, changes: Path | None) -> dict[str, Any]:
         "validation_accuracy": measured["train"]["validation_accuracy"],
         "parameters": measured["train"]["parameters"],
         "seconds": round(seconds, 1),
+        "from_process_start": round(whole, 1),
         "load": round(os.getloadavg()[0], 1),
     }
 
@@ -77,16 +83,25 @@ def run(seed: int, changes: Path | None) -> dict[str, Any]:
 def _body(results: list[dict[str, Any]]) -> str:
     accuracies = [result["accuracy"] for result in results]
     spread = f", standard deviation {statistics.stdev(accuracies):.3%}" if len(accuracies) > 1 else ""
-    percent = ("accuracy", "validation_accuracy")
+    percent, times = ("accuracy", "validation_accuracy"), ("seconds", "from_process_start", "load")
     rows = [
-        [str(one["seed"]), *(f"{one[key]:.2%}" for key in percent), str(one["seconds"]), str(one["load"])]
+        [str(one["seed"]), *(f"{one[key]:.2%}" for key in percent), *(str(one[key]) for key in times)]
         for one in results
     ]
-    header = ["seed", "test accuracy", "validation accuracy", "training (s)", "load of the machine"]
+    header = [
+        "seed",
+        "test accuracy",
+        "validation accuracy",
+        "training (s)",
+        "from process start to model (s)",
+        "load of the machine",
+    ]
     mean = statistics.mean(accuracies)
-    median = statistics.median(one["seconds"] for one in results)
+    median, whole = (statistics.median(one[key] for one in results) for key in times[:2])
     facts = f"{results[0]['parameters']:,} parameters; mean test accuracy {mean:.3%} (n = {len(results)}{spread}); "
-    return f"{facts}median training time {median:.1f} s.\n\n" + table(header, rows)
+    return f"{facts}median training time {median:.1f} s, {whole:.1f} s from process start to model.\n\n" + table(
+        header, rows
+    )
 
 
 if __name__ == "__main__":

@@ -111,20 +111,24 @@ def _bare(data: Data, settings: Params, net: nn.Module) -> float:
             move.step()
             step += 1
         net.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             (net(data.validation).argmax(1) == data.truth).float().mean().item()
         seconds = time.perf_counter() - started
     return seconds
 
 
 def loop(folder: Path, settings: Params) -> float:
-    """resflow's loop alone."""
+    """resflow's loop alone; with a checkpoint every so many steps if `checkpoint.steps` says so."""
     from resflow.training import loop as ours
+    from resflow.training.checkpoint import Keeper, LocalFolder
 
     moments = [time.perf_counter()]
     card = _card(settings)
     ours.prepare_torch(0, settings.train.threads)
     splits = (arrays.load(folder, "train"), arrays.load(folder, "validation"))
+    keeper: Any = ours.KeepsNothing()
+    if settings.checkpoint.steps:
+        keeper = Keeper(LocalFolder(folder.parents[1] / "checkpoints"), steps=settings.checkpoint.steps, seconds=0)
     ours.train(
         card.network(),
         *splits,
@@ -132,6 +136,7 @@ def loop(folder: Path, settings: Params) -> float:
         settings.train,
         seed=0,
         device=torch.device("cpu"),
+        keeper=keeper,
         on_epoch=lambda state: moments.append(time.perf_counter()),
     )
     return moments[-1] - moments[-2]
@@ -265,11 +270,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--shards", type=int, default=0)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision")
+    parser.add_argument("--checkpoint-steps", type=int, default=0)
     arguments = parser.parse_args()
     changes: dict[str, Any] = {"train.epochs": EPOCHS, "train.num_workers": arguments.workers}
     changes |= {"train.shards": arguments.shards, "train.device": "cpu", "train.max_failures": 0}
-    if arguments.threads:
-        changes["train.threads"] = arguments.threads
+    changes["checkpoint.steps"] = arguments.checkpoint_steps
+    given = {"train.threads": arguments.threads, "train.precision": arguments.precision}
+    changes |= {key: value for key, value in given.items() if value}
     tree = params.override(params.read(Path("params.yaml")), changes, "params.yaml")
     settings = params.parse(tree, "params.yaml")
     torch.set_num_threads(settings.train.threads)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import record, table
+from resflow import params
 from resflow.data import arrays
 
 IMAGES, VALIDATION = 12_800, 1_000
@@ -39,6 +40,16 @@ ALONE = {
     "Hugging Face Accelerate": ["accelerate"],
     "resflow's loop, 2 shards": ["loop", "--shards", "2"],
     "resflow's loop, 4 shards": ["loop", "--shards", "4"],
+}
+NARROW = {
+    "bare loop, bfloat16": ["bare", "--precision", "bfloat16"],
+    "resflow's loop, bfloat16": ["loop", "--precision", "bfloat16"],
+}
+EVERY = 10
+"""Steps from one checkpoint to the next where their cost is measured: far more often than anyone would."""
+KEPT = {
+    "without checkpoints": ["loop"],
+    f"a checkpoint every {EVERY} steps": ["loop", "--checkpoint-steps", str(EVERY)],
 }
 TOGETHER = {
     "torchrun, DistributedDataParallel": ["torchrun"],
@@ -57,10 +68,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = _some_images(Path(folder))
         alone = _rounds(ALONE, place, rounds, [])
+        narrow = _rounds(NARROW, place, rounds, [])
+        kept = _rounds(KEPT, place, rounds, [])
         together = _rounds(TOGETHER, place, rounds, ["--workers", "2", "--threads", "1"])
     load = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}; n = {rounds} rounds.\n"
     size = f"Two epochs of {IMAGES:,} images of MNIST, validated on {VALIDATION:,}; the second is timed.\n\n"
-    record("Training speed: one worker", command, size + _shown(alone) + "\n" + _peak(alone) + load)
+    record("Training speed: one worker", command, size + _shown(alone) + "\n" + load)
+    record("Training speed: bfloat16", command, size + _shown(narrow) + "\n" + load)
+    record("Share of the machine's peak", command, _peak({"float32": alone, "bfloat16": narrow}) + load)
+    record("What checkpoints cost", command, size + _shown(kept) + "\n" + _stall(kept) + load)
     record("Training speed: two workers of one thread", command, size + _shown(together) + "\n" + load)
 
 
@@ -121,18 +137,27 @@ def _shown(results: dict[str, list[Any]]) -> str:
     return table(["", "images/s", "of the first", "lowest to highest", "peak memory of its process (MiB)"], rows)
 
 
-def _peak(results: dict[str, list[Any]]) -> str:
-    """What share of the machine's matrix-multiplication peak the loops reach."""
+def _peak(measured: dict[str, dict[str, list[Any]]]) -> str:
+    """What share of the machine's matrix-multiplication peak the loops reach, each in its own number format."""
     flops = 3 * 2 * _macs()  # forward, and twice that backward; a multiplication and an addition each
-    lines = []
-    for name in ("float32", "bfloat16"):
-        best = _matmul(getattr(torch, name))
-        shares = ", ".join(
-            f"{statistics.median(run['images_per_second'] for run in results[who]) * flops / best:.0%} ({who})"
-            for who in ("bare loop (the limit)", "resflow's loop")
-        )
-        lines.append(f"- {name}: {best / 1e12:.3f} TFLOP/s, of which training reaches {shares}")
-    return "Matrix multiplication of 2048x2048 on this machine:\n\n" + "\n".join(lines) + "\n\n"
+    rows = []
+    for precision, results in measured.items():
+        peak = _matmul(getattr(torch, precision))
+        for name in list(results)[:2]:
+            reached = statistics.median(run["images_per_second"] for run in results[name]) * flops
+            rows.append([name, precision, f"{reached / 1e12:.3f}", f"{peak / 1e12:.3f}", f"{reached / peak:.0%}"])
+    header = ["", "number format", "TFLOP/s reached", "TFLOP/s of a 2048x2048 product, the fastest of 12", "share"]
+    return table(header, rows) + "\n"
+
+
+def _stall(kept: dict[str, list[Any]]) -> str:
+    """Seconds of training that a checkpoint costs, and what that is at the interval of params.yaml."""
+    interval = params.load(Path("params.yaml")).checkpoint.seconds
+    without, with_them = ([IMAGES / run["images_per_second"] for run in runs] for runs in kept.values())
+    count = IMAGES // params.load(Path("params.yaml")).train.batch_size // EVERY
+    each = statistics.median((more - less) / count for more, less in zip(with_them, without, strict=True))
+    share = f"{each / interval:.2%} of the time, at one every {interval:g} s"
+    return f"A checkpoint costs training {1000 * each:.1f} ms (median of the rounds): {share} as in params.yaml.\n\n"
 
 
 def _matmul(dtype: torch.dtype) -> float:
@@ -151,7 +176,6 @@ def _macs() -> int:
     """Multiply-accumulates of convolutions and linear layers, one image forward."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from resflow import params
     from resflow.nets import create
 
     net = create(params.load(Path("params.yaml")).net.name, in_channels=1, num_classes=10).eval()

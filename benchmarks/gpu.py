@@ -1,0 +1,292 @@
+"""What one GPU makes of resflow's loop; needs torch, NumPy and this repository, and nothing else installed.
+
+    PYTHONPATH=src python -m benchmarks.gpu            # MNIST from data/prepared, and ResNet-50
+    PYTHONPATH=src python -m benchmarks.gpu --tiny     # a smoke check in seconds, on any machine; measures nothing
+
+Two measurements. MNIST: the recipe of params.yaml over seeds, with its test accuracy and seconds. ResNet-50 at
+224x224 in bfloat16: images per second and share of the device's peak, with and without `torch.compile`, from images
+that live on the device and from images on the host. Prints Markdown, with the device it ran on; it has not been run on
+a GPU yet, only `--tiny` on a CPU. Batches, gradients and optimiser are those that `resflow.training.loop` uses; the
+images of ResNet-50 are noise, since only speed is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+# cuBLAS reads it once, when it is first used; without it torch refuses deterministic products on a GPU
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resflow.data import arrays, batches
+from resflow.data.arrays import Split
+from resflow.nets import create
+from resflow.training import loop, optimizer
+from resflow.training.gradients import gradients
+
+__all__ = ["ResNet50", "Sizes", "main", "recipe"]
+
+PARAMS = Path("params.yaml")
+STARTED = time.perf_counter()
+CLASSES = 10
+TARGET = 0.995
+PUBLISHED = {"A100": 312e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "B200": 2250e12}
+"""FLOP/s in bfloat16, dense, by a part of the device's name; NVIDIA's data sheets of the SXM modules."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured."""
+
+    seeds: Sequence[int] = range(5)
+    epochs: int | None = None
+    """Of MNIST; None for those of params.yaml."""
+    threads: int | None = None
+    """Of the host, likewise."""
+    images: int = 4096
+    """Of ResNet-50, in memory."""
+    side: int = 224
+    batch: int = 256
+    warm: int = 15
+    steps: int = 60
+    product: int = 8192
+    """Side of the matrices whose product is taken as the measured peak."""
+
+
+TINY = Sizes(seeds=(0,), epochs=1, threads=1, images=8, side=32, batch=2, warm=1, steps=1, product=128)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a smoke check; its figures mean nothing")
+    parser.add_argument("--data", type=Path, default=Path("data/prepared"), help="prepared arrays of MNIST")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device, sizes = torch.device(arguments.device), TINY if arguments.tiny else Sizes()
+    if device.type == "cpu" and not arguments.tiny:
+        raise SystemExit("There is no GPU here: give --tiny for a smoke check")
+    title = "Smoke check: no figure here means anything" if arguments.tiny else "On a GPU"
+    print(f"# {title}\n\n{_environment(device)}\n")
+    if sizes.threads:
+        torch.set_num_threads(sizes.threads)
+    given = {name: arrays.load(arguments.data, name) for name in arrays.SPLITS} if not arguments.tiny else _noise()
+    compiled = (False,) if device.type == "cpu" else (False, True)
+    for compile in compiled:
+        _mnist(given, device, sizes, compile)
+    _resnet50(device, sizes, compiled)
+
+
+def recipe(**changes: Any) -> Any:
+    """The section `train` of params.yaml, read without the packages that resflow otherwise reads it with.
+
+    That section is plain `key: value` lines, of which this understands numbers, booleans and words. Nothing is checked.
+    """
+    body = PARAMS.read_text().partition("\ntrain:\n")[2].partition("\n\n")[0]
+    pairs = (line.strip().split(": ", 1) for line in body.splitlines())
+    return SimpleNamespace(**{key: _value(text) for key, text in pairs} | changes)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _structure() -> str:
+    return PARAMS.read_text().partition("\nnet:\n  name: ")[2].partition("\n")[0]
+
+
+def _mnist(given: dict[str, Split], device: torch.device, sizes: Sizes, compile: bool) -> None:
+    changes = {"epochs": sizes.epochs, "threads": sizes.threads}
+    train = recipe(compile=compile, **{key: value for key, value in changes.items() if value})
+    pixels = given["train"].images / np.float32(255)
+    card: Any = SimpleNamespace(classes=range(CLASSES), mean=(float(pixels.mean()),), std=(float(pixels.std()),))
+    rows = []
+    for seed in sizes.seeds:
+        loop.prepare_torch(seed, train.threads)
+        net = create(_structure(), in_channels=1, num_classes=CLASSES)
+        started = time.perf_counter()
+        state = loop.train(net, given["train"], given["validation"], card, train, seed=seed, device=device)
+        _wait(device)
+        seconds = time.perf_counter() - started
+        net.load_state_dict(state.best)
+        accuracy = _accuracy(net, given["test"], card, device)
+        rows.append((seed, accuracy, seconds))
+    since = f"; the process began {time.perf_counter() - STARTED:.1f} s before this line"
+    mean = statistics.mean(accuracy for _, accuracy, _ in rows)
+    reached = "reaches" if mean >= TARGET else "does not reach"
+    print(f"## MNIST, {train.epochs} epochs{', compiled' if compile else ''}\n")
+    print("| seed | test accuracy | seconds of training, compilation included |\n| --- | --- | --- |")
+    print(*(f"| {seed} | {accuracy:.2%} | {seconds:.2f} |" for seed, accuracy, seconds in rows), sep="\n")
+    median = statistics.median(seconds for _, _, seconds in rows)
+    print(f"\nMean {mean:.3%} (n = {len(rows)}), which {reached} {TARGET:.1%}; median {median:.2f} s{since}.\n")
+
+
+@torch.inference_mode()
+def _accuracy(net: nn.Module, split: Split, card: Any, device: torch.device) -> float:
+    net.eval()
+    right = 0
+    for start in range(0, len(split.labels), 1000):
+        part = slice(start, start + 1000)
+        answers = net(batches.to_input(split.images[part], card.mean, card.std, device)).argmax(1)
+        right += int((answers.cpu().numpy() == split.labels[part]).sum())
+    return right / len(split.labels)
+
+
+def _resnet50(device: torch.device, sizes: Sizes, compiled: Sequence[bool]) -> None:
+    # Speed is asked for here, and the backward pass of its max-pooling has no deterministic form on a GPU.
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = True
+    measured, published = _product(device, sizes), _published(device)
+    flops = 3 * _flops(sizes.side)  # forward, and twice that backward
+    rows = []
+    for compile in compiled:
+        for resident in (True, False):
+            rate = _speed(device, sizes, compile=compile, resident=resident)
+            shares = [f"{rate * flops / peak:.1%}" if peak else "unknown" for peak in (measured, published)]
+            where = "device" if resident else "host"
+            rows.append(["yes" if compile else "no", where, f"{rate:,.0f}", f"{rate * flops / 1e12:.1f}", *shares])
+    print(f"## ResNet-50, {sizes.side}x{sizes.side}, bfloat16, batches of {sizes.batch}\n")
+    print("| compiled | images on the | images/s | TFLOP/s | of the measured peak | of the published peak |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    print(*("| " + " | ".join(row) + " |" for row in rows), sep="\n")
+    known = f"{published / 1e12:.0f} TFLOP/s" if published else "unknown for this device"
+    size = f"{sizes.product}x{sizes.product}"
+    print(f"\nPeak in bfloat16: {measured / 1e12:.1f} TFLOP/s measured (a {size} product); published {known}.")
+    print(f"A training step is counted as {flops / 1e9:.1f} GFLOP an image.")
+
+
+def _speed(device: torch.device, sizes: Sizes, *, compile: bool, resident: bool) -> float:
+    """Training images per second, the augmentation of whole batches included."""
+    changes = {"batch_size": sizes.batch, "precision": "bfloat16", "compile": compile, "flip": True, "shift": 0}
+    train = recipe(**changes)
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (sizes.images, sizes.side, sizes.side, 3), dtype=np.uint8)
+    labels = draw.integers(0, 256, sizes.images, dtype=np.uint8)
+    torch.manual_seed(0)
+    net = ResNet50().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    share = batches.DEVICE_SHARE
+    batches.DEVICE_SHARE = 0.9 if resident else 0.0  # above it, images stay on the host
+    statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": ResNet50.CLASSES}
+    feed = batches.Batches(images, labels, train, **statistics, seed=0, device=device)  # type: ignore[arg-type]
+    batches.DEVICE_SHARE = share
+    compute, move = gradients(net, train, seed=0, rank=0, world=1), optimizer.make(net, train)
+    for step in range(sizes.warm + sizes.steps):
+        if step == sizes.warm:
+            _wait(device)
+            started = time.perf_counter()
+        compute.run(partial(feed.get, step // feed.steps, step % feed.steps), step)
+        move.step()
+    _wait(device)
+    torch._dynamo.reset()
+    return sizes.steps * sizes.batch / (time.perf_counter() - started)
+
+
+class ResNet50(nn.Module):
+    """He et al. 2016, table 1, with the stride in the 3x3 convolution, as torchvision and others have it."""
+
+    CLASSES = 1000
+    BLOCKS, WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        )
+        inputs, stages = 64, list[nn.Module]()
+        for number, (count, width) in enumerate(zip(self.BLOCKS, self.WIDTHS, strict=True)):
+            for block in range(count):
+                stages.append(Bottleneck(inputs, width, 2 if number and not block else 1))
+                inputs = 4 * width
+        self.stages = nn.Sequential(*stages)
+        self.fc = nn.Linear(inputs, self.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stages(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, the last to four times the width."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != 4 * width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+def _flops(side: int) -> int:
+    """Of one image forward; a multiplication and an addition are two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        ResNet50().eval()(torch.empty(1, 3, side, side))
+    return int(counter.get_total_flops())
+
+
+def _product(device: torch.device, sizes: Sizes) -> float:
+    """FLOP/s of the fastest of several products in bfloat16."""
+    left, right = torch.randn(2, sizes.product, sizes.product, device=device).bfloat16()
+    seconds = []
+    for _ in range(sizes.warm + sizes.steps):
+        _wait(device)
+        started = time.perf_counter()
+        left @ right
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return float(2 * sizes.product**3 / min(seconds))
+
+
+def _published(device: torch.device) -> float | None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PUBLISHED.items() if part in name), None)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _environment(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{name}; Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}"
+
+
+def _noise() -> dict[str, Split]:
+    """In the place of MNIST."""
+    draw = np.random.default_rng(0)
+    return {
+        name: Split(draw.integers(0, 256, (count, 28, 28, 1), np.uint8), draw.integers(0, CLASSES, count, np.uint8))
+        for name, count in (("train", 512), ("validation", 64), ("test", 64))
+    }
+
+
+if __name__ == "__main__":
+    main()

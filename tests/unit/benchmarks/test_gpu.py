@@ -1,0 +1,73 @@
+"""The benchmark for GPUs, where there is none: it runs, and on a machine that has torch and NumPy alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import gpu
+from resflow import params
+
+ROOT = Path(__file__).parents[3]
+ALONE = """
+import re, runpy, sys, tomllib
+from importlib.machinery import ModuleSpec
+from importlib.metadata import requires
+
+def names(lines):
+    return {re.match(r"[\\w-]+", line)[0].replace("-", "_") for line in lines}
+
+with open("pyproject.toml", "rb") as file:
+    given = names(tomllib.load(file)["project"]["dependencies"])
+other = {"pyyaml": "yaml", "pillow": "PIL"}
+missing = {other.get(name, name) for name in given - names(requires("torch")) - {"torch", "numpy"}}
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self) if name.partition(".")[0] in missing else None
+
+    def create_module(self, spec):  # torch asks for specs of what it never imports
+        raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
+
+    def exec_module(self, module):
+        pass
+
+sys.meta_path.insert(0, Missing())
+sys.argv = ["gpu", "--tiny", "--device", "cpu"]
+runpy.run_module("benchmarks.gpu", run_name="__main__")
+"""
+
+
+def test_it_runs_with_torch_and_numpy_alone():
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "## MNIST" in done.stdout
+    assert "## ResNet-50" in done.stdout
+
+
+def test_without_a_gpu_it_says_that_there_is_none():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "no GPU" in done.stderr
+
+
+def test_its_recipe_is_that_of_params_yaml(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = params.load(Path("params.yaml"))
+    assert vars(gpu.recipe()) == settings.train.model_dump()
+    assert gpu._structure() == settings.net.name
+
+
+def test_its_resnet50_has_the_parameters_of_the_known_one():
+    with torch.device("meta"):
+        net = gpu.ResNet50()
+    assert sum(parameter.numel() for parameter in net.parameters()) == 25_557_032  # torchvision's table of models
