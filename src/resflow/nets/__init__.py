@@ -23,7 +23,7 @@ def _cifar(blocks: int) -> Structure:
 
 STRUCTURES = {
     "resnet8_max": Structure(
-        blocks=(1, 1, 1), widths=(16, 48, 96), stem="patch4x4", shortcut="B", pool="max"
+        blocks=(1, 1, 1), widths=(16, 48, 96), stem="patch5x5", shortcut="B", pool="max"
     ),
     "resnet8_avg": Structure(
         blocks=(1, 1, 1), widths=(16, 32, 64), stem="patch4x4", shortcut="B", pool="average"

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 __all__ = ["BasicBlock", "ResidualNet", "Structure"]
 
 
+STEMS = {"conv3x3": (3, 1, 1), "patch4x4": (4, 2, 1), "patch5x5": (5, 2, 0)}
+"""Kernel, stride and padding of each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Structure:
     """What tells one residual network from another."""
@@ -24,8 +28,9 @@ class Structure:
     """Blocks in each stage; every stage but the first halves height and width."""
     widths: tuple[int, ...]
     """Channels of each stage."""
-    stem: Literal["conv3x3", "patch4x4"]
-    """`conv3x3` keeps the size; `patch4x4` has stride 2 and halves it."""
+    stem: Literal["conv3x3", "patch4x4", "patch5x5"]
+    """`conv3x3` keeps the size, `patch4x4` has stride 2 and halves it, `patch5x5` too, without padding:
+    for images whose border is blank. docs/log.md has what that saves."""
     shortcut: Literal["A", "B"]
     """Where sizes differ: A subsamples and pads with zeros, B is a strided 1x1 convolution."""
     pool: Literal["average", "max"]
@@ -66,8 +71,8 @@ class ResidualNet(nn.Module):
     def __init__(self, structure: Structure, *, in_channels: int, num_classes: int) -> None:
         super().__init__()
         width = structure.widths[0]
-        kernel, stride = (4, 2) if structure.stem == "patch4x4" else (3, 1)
-        self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding=1, bias=False)
+        kernel, stride, padding = STEMS[structure.stem]
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         stages = []
         for number, (count, wide) in enumerate(zip(structure.blocks, structure.widths, strict=True)):

@@ -16,7 +16,11 @@ from resflow.training.live import Live
 from resflow.training.loop import Epoch
 from tests.unit.training.small import run, settings
 
-pytest.importorskip("dvclive")
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVCLive looks for a repository around the current folder; not for ours."""
+    monkeypatch.chdir(tmp_path)
 
 
 def history(epochs: int, shift: float = 0.0) -> list[Epoch]:
@@ -42,8 +46,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A git and DVC repository, in which what is under timings is ignored."""
+def repository(tmp_path: Path) -> Path:
+    """The current folder as a git and DVC repository, in which what is under timings is ignored."""
     for command in ("git init -q", f"{sys.executable} -m dvc init -q", "git add -A"):
         subprocess.run(command.split(), cwd=tmp_path, check=True)
     (tmp_path / ".gitignore").write_text("/timings/\n")
@@ -51,7 +55,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
     subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
     subprocess.run(["git", *identity, "commit", "-qm", "Start"], cwd=tmp_path, check=True)
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
