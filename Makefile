@@ -66,7 +66,8 @@ lock: ## Resolve pyproject.toml anew into requirements.lock (torch stands at its
 	[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --group dev pyproject.toml \
 	  $(foreach package,$(TORCH_FAMILY),--no-emit-package $(package)) --constraint <(echo $(TORCH)) --output-file requirements.lock
-	sed -i 's/^sqlalchemy==/sqlalchemy[asyncio]==/' requirements.lock  # pip before 23.3 needs the extra that Prefect asks for
+	# pip before 23.3 wants both the bare name and the extra that Prefect asks for
+	sed -n '/^sqlalchemy==/,/[^\\]$$/p' requirements.lock | sed 's/^sqlalchemy==/sqlalchemy[asyncio]==/' >> requirements.lock
 	echo "$(TORCH)" >> requirements.lock
 
 clean: ## Remove the environment and caches; data, models, the store and versions stay
