@@ -73,6 +73,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
     project.edit(train__num_workers=kind.workers, train__max_failures=100 + draw.randrange(10**6))
     steps = []
     for _ in range(draw.choice((1, 2))):
+        below: list[int] = []
         with (project.root.parent / "drill.log").open("a") as log:
             process = subprocess.Popen(
                 kind.command,
@@ -87,12 +88,16 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
             if not wait_until_step(project, process, draw.randrange(steps[-1] if steps else 0, last_step())):
                 break  # it was faster than this look at it
             steps.append(newest(project))
+            below = descendants(process.pid)
             for victim in kind.victims(process)[:1]:
                 os.kill(victim, signal.SIGKILL)
             if kind.survives:
                 assert process.wait(END_SECONDS + START_SECONDS) == 0
         finally:
             _end(process, gently=kind.survives)
+            for pid in below:  # Prefect's server of a killed flow lives on; stages must end by themselves
+                if b"uvicorn" in _command_line(pid):
+                    os.kill(pid, signal.SIGKILL)
     if not kind.survives:
         project.run(*kind.command, OMP_WAIT_POLICY="PASSIVE")
     return Outcome(len(steps), tuple(steps), outputs(project))
