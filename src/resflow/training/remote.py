@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,9 @@ class BucketFolder:
             return [info.base_name for info in self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))]
 
     def read(self, name: str) -> bytes:
-        """The content of one."""
-        with self._fs.open_input_file(f"{self._path}/{name}") as file:
+        """The content of one. Raises `FileNotFoundError`, or `StoreError`: a store out of reach has lost nothing."""
+        where = f"{self._path}/{name}"
+        with _translated(str(self), but=FileNotFoundError), self._fs.open_input_file(where) as file:
             return bytes(file.read())
 
     def write(self, name: str, content: bytes) -> None:
@@ -142,8 +143,8 @@ class BucketFolder:
             file.write(content)
 
     def delete(self, name: str) -> None:
-        """Remove one."""
-        with _translated(str(self)):
+        """Remove one, whether or not it is there."""
+        with _translated(str(self)), suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._path}/{name}")
 
     def remove(self) -> None:
@@ -165,10 +166,12 @@ class BucketFolder:
 
 
 @contextmanager
-def _translated(where: str) -> Iterator[None]:
+def _translated(where: str, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
     """Arrow's errors are `OSError`, which for an object store means the store."""
     try:
         yield
+    except but:
+        raise
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
         mend = "See that the store answers and the bucket exists (`resflow doctor`), then run again"
