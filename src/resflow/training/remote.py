@@ -91,9 +91,13 @@ class Bucket:
         """Upload what is not there yet. Raises `StoreError`."""
         folder = self.folder(f"arrays/{arrays.key}")
         with _translated(self.url):
-            there = set(folder.names())
-            for name in sorted(set(arrays.digests) - there):
-                folder.copy_in(arrays.folder / name, name)
+            there = folder.sizes()
+            for name in sorted(arrays.digests):
+                path = arrays.folder / name
+                if (
+                    there.get(name) != path.stat().st_size
+                ):  # Arrow ends an upload that was interrupted as if it were whole
+                    folder.copy_in(path, name)
 
     def fetch(self, arrays: Arrays, cache: Path) -> Path:
         """A folder on this node that holds `arrays`: downloaded once, verified, kept. Raises `DataError`."""
@@ -126,10 +130,15 @@ class BucketFolder:
 
     def names(self) -> list[str]:
         """The objects there."""
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each object there."""
         from pyarrow.fs import FileSelector
 
         with _translated(str(self)):
-            return [info.base_name for info in self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))]
+            found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
+            return {info.base_name: info.size for info in found}
 
     def read(self, name: str) -> bytes:
         """The content of one. Raises `FileNotFoundError`, or `StoreError`: a store out of reach has lost nothing."""
