@@ -55,6 +55,7 @@ class Bucket:
     endpoint: str | None
     access_key: str | None
     secret_key: str | None
+    session_token: str | None
     region: str | None
 
     def __repr__(self) -> str:  # the secret must not reach logs or Ray's dashboard
@@ -64,7 +65,8 @@ class Bucket:
         """As Ray Train and Arrow take it."""
         from pyarrow.fs import S3FileSystem
 
-        options: dict[str, Any] = {"access_key": self.access_key, "secret_key": self.secret_key, "region": self.region}
+        options: dict[str, Any] = {"access_key": self.access_key, "secret_key": self.secret_key}
+        options |= {"session_token": self.session_token, "region": self.region}
         if self.endpoint:
             scheme, _, host = self.endpoint.partition("://")
             options |= {"scheme": scheme, "endpoint_override": host.rstrip("/")}
