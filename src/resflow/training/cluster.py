@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from resflow.data import arrays
-from resflow.errors import TrainingError
+from resflow.errors import ResflowError, TrainingError
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
@@ -67,7 +67,8 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[flo
     """Train, going on from the run's last checkpoint; returns its state and the seconds of each epoch finished now.
 
     `address` is that of a Ray cluster (`RAY_ADDRESS`), or None; `live` is where to show each epoch.
-    Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts.
+    Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts; also what a worker
+    raised last, such as `SetupError` on a full disk.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -153,7 +154,7 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
             )
             _tell_if_waiting(job.train)
             return _beside(lambda: trainer.fit().return_value)  # type: ignore[attr-defined]
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:  # the latter where Ray itself is lost, with this node or its head
         raise _cause(error) from error
     finally:
         ray.shutdown()
@@ -389,13 +390,13 @@ def _no_entry(address: str | None, error: BaseException) -> TrainingError:
     return TrainingError(where, f"Ray does not start here ({first})", mend)
 
 
-def _cause(error: Any) -> TrainingError:
+def _cause(error: Any) -> ResflowError:
     """The error of resflow that a worker raised, else a summary of Ray's."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         for candidate in (failure, failure.__cause__, getattr(failure, "cause", None)):
-            if isinstance(candidate, TrainingError):
+            if isinstance(candidate, ResflowError):
                 return candidate
-    last = str(error).strip().splitlines()[-1]
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1]
     mend = "Look into Ray's logs, /tmp/ray/session_latest/logs; run it again to go on"
     return TrainingError("train", f"Ray Train gave up ({last})", mend)
