@@ -273,7 +273,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     folder = job.folder()
-    if world > 1 and MARK not in folder.names():
+    if world > 1 and not _everywhere(MARK in folder.names(), world):
         problem = "is not seen by a worker on another node"
         mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
         return TrainingError(str(folder), problem, mend)
@@ -326,6 +326,13 @@ def _arrays(job: Job) -> Path:
     problem = "are not, or not the same, on a node of the cluster"
     mend = "Share that folder, or name an s3:// prefix in RESFLOW_STORAGE, from where nodes fetch them"
     raise TrainingError(str(job.arrays.folder), problem, mend)
+
+
+def _everywhere(answer: bool, world: int) -> bool:
+    """Whether it is so on all workers: one that left alone would let the others wait for it in their first message."""
+    answers: list[Any] = [None] * world
+    dist.all_gather_object(answers, answer)
+    return all(answers)
 
 
 def _common_state(folder: Folder, rank: int, world: int) -> loop.State:
