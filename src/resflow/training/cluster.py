@@ -265,7 +265,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
         queue.shutdown(force=True)
 
 
-def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingError:
+def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingError | None:
     """What each worker runs. An error of the run itself is handed back, since Ray would try again what it is raised."""
     import ray.train
 
@@ -314,7 +314,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
         return error
     finally:
         keeper.close()
-    return state, seconds
+    return (state, seconds) if rank == 0 else None  # Ray hands on the first one's alone, but collects them all
 
 
 def _arrays(job: Job) -> Path:
