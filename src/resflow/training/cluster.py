@@ -239,6 +239,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
     Ray's own way, bringing all that workers print to the driver, brings its log too, and twice from shared hosts.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.util.queue import Empty, Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -248,9 +249,16 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
     def watch() -> None:
         while True:
             last = done.is_set()
-            with suppress(Empty):
+            try:
                 while True:
                     display.show(queue.get_nowait())
+            except Empty:
+                pass
+            except RayError:
+                return  # this node or its head is lost, of which whoever waits for the result hears too
+            except ResflowError as error:
+                print(f"{error} What comes now is not shown.", file=sys.stderr)
+                return
             if last:
                 return
             done.wait(SHOWN_EVERY)
