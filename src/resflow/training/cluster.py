@@ -152,7 +152,7 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
                     failure_config=FailureConfig(max_failures=job.train.max_failures),
                 ),
             )
-            _tell_if_waiting(job.train)
+            _tell_if_waiting(job.train, address)
             return _beside(lambda: trainer.fit().return_value)  # type: ignore[attr-defined]
     except (TrainingFailedError, RayError) as error:  # the latter where Ray itself is lost, with this node or its head
         raise _cause(error) from error
@@ -221,12 +221,15 @@ def _name_interface() -> None:
                     os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def _tell_if_waiting(train: Train) -> None:
-    """Ray waits for CPUs without end, as a cluster may grow; say so, once."""
+def _tell_if_waiting(train: Train, address: str | None) -> None:
+    """Ray waits for CPUs without end, as a cluster may grow; say so, once. This machine does not grow."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, least = int(resources.get("CPU", 0)), train.workers[0]
+    if cpus < least and not address:
+        problem = f"asks for {least} workers with a CPU each, and this machine has {cpus}"
+        raise TrainingError("train.num_workers", problem, "Lower it, or name a cluster in RAY_ADDRESS")
     if cpus < least:
         problem = f"{least} workers need a CPU each and Ray has {cpus}"
         print(f"{problem}: waiting until nodes join. Ctrl-C ends it.", file=sys.stderr)
