@@ -84,11 +84,16 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
                 text=True,
             )
         try:
-            if not wait_until_step(project, process, draw.randrange(steps[-1] if steps else 0, last_step())):
+            if not wait_until_step(
+                project, process, draw.randrange(min(steps[-1], last_step() - 1) if steps else 0, last_step())
+            ):
                 break  # it was faster than this look at it
-            steps.append(newest(project))
-            for victim in kind.victims(process)[:1]:
-                os.kill(victim, signal.SIGKILL)
+            step, victims = newest(project), kind.victims(process)
+            if not victims:  # likewise: the command is about to end by itself
+                process.wait(END_SECONDS)
+                break
+            os.kill(victims[0], signal.SIGKILL)
+            steps.append(step)
             if kind.survives:
                 assert process.wait(END_SECONDS + START_SECONDS) == 0
         finally:
