@@ -85,12 +85,17 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
                 text=True,
             )
         try:
-            if not wait_until_step(project, process, draw.randrange(steps[-1] if steps else 0, last_step())):
+            if not wait_until_step(
+                project, process, draw.randrange(min(steps[-1], last_step() - 1) if steps else 0, last_step())
+            ):
                 break  # it was faster than this look at it
-            steps.append(newest(project))
             below = descendants(process.pid)
-            for victim in kind.victims(process)[:1]:
-                os.kill(victim, signal.SIGKILL)
+            step, victims = newest(project), kind.victims(process)
+            if not victims:  # likewise: the command is about to end by itself
+                process.wait(END_SECONDS)
+                break
+            os.kill(victims[0], signal.SIGKILL)
+            steps.append(step)
             if kind.survives:
                 assert process.wait(END_SECONDS + START_SECONDS) == 0
         finally:
@@ -99,7 +104,8 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
                 if b"uvicorn" in _command_line(pid):
                     os.kill(pid, signal.SIGKILL)
     if not kind.survives:
-        project.run(*kind.command, OMP_WAIT_POLICY="PASSIVE")
+        done = project.run(*kind.command, OMP_WAIT_POLICY="PASSIVE")
+        assert not steps or "going on from step" in done.out, "it began anew"
     return Outcome(len(steps), tuple(steps), outputs(project))
 
 

@@ -34,8 +34,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def descendants(pid: int) -> list[int]:
     """Processes below `pid`, as /proc tells."""
-    try:
-        found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):  # each thread has those that it started
+        with suppress(OSError):
+            found += map(int, children.read_text().split())
     return [*found, *(below for child in found for below in descendants(child))]

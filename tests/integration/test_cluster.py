@@ -78,23 +78,27 @@ def epoch_lines(text: str) -> list[str]:
 
 
 def test_a_cluster_trains_and_ends_in_the_bits_of_one_worker_with_the_same_shards(
-    prepared: Project, cluster: dict[str, str]
+    prepared: Project, undisturbed: str, cluster: dict[str, str]
 ) -> None:
     done = prepared.run("resflow", "stage", "train", **cluster)
     assert epoch_lines(done.out) == [f"{number}/{EPOCHS}" for number in range(1, EPOCHS + 1)]
     assert "Traceback" not in done.out + done.err
-    scattered = digest(prepared)
+    assert digest(prepared) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Project) -> str:
+    """The bits of one worker with the same shards, which are those of two."""
     prepared.edit(train__num_workers=1)
     prepared.run("resflow", "stage", "train")
     prepared.edit(train__num_workers=2)
-    assert digest(prepared) == scattered
+    return digest(prepared)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_to_the_same_bits(
-    prepared: Project, cluster: dict[str, str], number: signal.Signals
+    prepared: Project, undisturbed: str, cluster: dict[str, str], number: signal.Signals
 ) -> None:
-    undisturbed = digest(prepared)
     driver = subprocess.Popen(
         ["resflow", "stage", "train"],
         cwd=prepared.root,

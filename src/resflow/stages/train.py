@@ -101,6 +101,7 @@ def _runs(root: Path, storage: str | None) -> Path | Bucket:
         endpoint=os.environ.get("AWS_ENDPOINT_URL_S3"),
         access_key=os.environ.get("AWS_ACCESS_KEY_ID"),
         secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
     )
 

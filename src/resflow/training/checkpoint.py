@@ -37,7 +37,7 @@ class Folder(Protocol):
         """The files there; none where the folder is missing."""
 
     def read(self, name: str) -> bytes:
-        """Raises `OSError`."""
+        """Raises `FileNotFoundError`, another `OSError` for a damaged file, or `ResflowError`."""
 
     def write(self, name: str, content: bytes) -> None:
         """Whole or not at all. Raises `ResflowError`."""
@@ -138,8 +138,10 @@ def latest_bytes(folder: Folder) -> bytes | None:
     for name in _newest_first(folder):
         try:
             content = folder.read(name)
-        except OSError:
+        except FileNotFoundError:
             continue  # removed meanwhile
+        except OSError:
+            content = b""
         if _is_whole(content):
             return content
         print(f"{folder}/{name} is damaged or of another version: the checkpoint before it is used", file=sys.stderr)

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from resflow.data import arrays
-from resflow.errors import TrainingError
+from resflow.errors import ResflowError, TrainingError
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
@@ -67,7 +67,8 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[flo
     """Train, going on from the run's last checkpoint; returns its state and the seconds of each epoch finished now.
 
     `address` is that of a Ray cluster (`RAY_ADDRESS`), or None; `live` is where to show each epoch.
-    Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts.
+    Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts; also what a worker
+    raised last, such as `SetupError` on a full disk.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -151,9 +152,9 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
                     failure_config=FailureConfig(max_failures=job.train.max_failures),
                 ),
             )
-            _tell_if_waiting(job.train)
+            _tell_if_waiting(job.train, address)
             return _beside(lambda: trainer.fit().return_value)  # type: ignore[attr-defined]
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:  # the latter where Ray itself is lost, with this node or its head
         raise _cause(error) from error
     finally:
         ray.shutdown()
@@ -220,12 +221,15 @@ def _name_interface() -> None:
                     os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def _tell_if_waiting(train: Train) -> None:
-    """Ray waits for CPUs without end, as a cluster may grow; say so, once."""
+def _tell_if_waiting(train: Train, address: str | None) -> None:
+    """Ray waits for CPUs without end, as a cluster may grow; say so, once. This machine does not grow."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, least = int(resources.get("CPU", 0)), train.workers[0]
+    if cpus < least and not address:
+        problem = f"asks for {least} workers with a CPU each, and this machine has {cpus}"
+        raise TrainingError("train.num_workers", problem, "Lower it, or name a cluster in RAY_ADDRESS")
     if cpus < least:
         problem = f"{least} workers need a CPU each and Ray has {cpus}"
         print(f"{problem}: waiting until nodes join. Ctrl-C ends it.", file=sys.stderr)
@@ -238,6 +242,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
     Ray's own way, bringing all that workers print to the driver, brings its log too, and twice from shared hosts.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.util.queue import Empty, Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -247,9 +252,16 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
     def watch() -> None:
         while True:
             last = done.is_set()
-            with suppress(Empty):
+            try:
                 while True:
                     display.show(queue.get_nowait())
+            except Empty:
+                pass
+            except RayError:
+                return  # this node or its head is lost, of which whoever waits for the result hears too
+            except ResflowError as error:
+                print(f"{error} What comes now is not shown.", file=sys.stderr)
+                return
             if last:
                 return
             done.wait(SHOWN_EVERY)
@@ -264,7 +276,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
         queue.shutdown(force=True)
 
 
-def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingError:
+def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingError | None:
     """What each worker runs. An error of the run itself is handed back, since Ray would try again what it is raised."""
     import ray.train
 
@@ -272,7 +284,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     folder = job.folder()
-    if world > 1 and MARK not in folder.names():
+    if world > 1 and not _everywhere(MARK in folder.names(), world):
         problem = "is not seen by a worker on another node"
         mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
         return TrainingError(str(folder), problem, mend)
@@ -313,7 +325,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
         return error
     finally:
         keeper.close()
-    return state, seconds
+    return (state, seconds) if rank == 0 else None  # Ray hands on the first one's alone, but collects them all
 
 
 def _arrays(job: Job) -> Path:
@@ -325,6 +337,13 @@ def _arrays(job: Job) -> Path:
     problem = "are not, or not the same, on a node of the cluster"
     mend = "Share that folder, or name an s3:// prefix in RESFLOW_STORAGE, from where nodes fetch them"
     raise TrainingError(str(job.arrays.folder), problem, mend)
+
+
+def _everywhere(answer: bool, world: int) -> bool:
+    """Whether it is so on all workers: one that left alone would let the others wait for it in their first message."""
+    answers: list[Any] = [None] * world
+    dist.all_gather_object(answers, answer)
+    return all(answers)
 
 
 def _common_state(folder: Folder, rank: int, world: int) -> loop.State:
@@ -389,13 +408,13 @@ def _no_entry(address: str | None, error: BaseException) -> TrainingError:
     return TrainingError(where, f"Ray does not start here ({first})", mend)
 
 
-def _cause(error: Any) -> TrainingError:
+def _cause(error: Any) -> ResflowError:
     """The error of resflow that a worker raised, else a summary of Ray's."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         for candidate in (failure, failure.__cause__, getattr(failure, "cause", None)):
-            if isinstance(candidate, TrainingError):
+            if isinstance(candidate, ResflowError):
                 return candidate
-    last = str(error).strip().splitlines()[-1]
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1]
     mend = "Look into Ray's logs, /tmp/ray/session_latest/logs; run it again to go on"
     return TrainingError("train", f"Ray Train gave up ({last})", mend)

@@ -46,12 +46,27 @@ class Shared:
             device = next(net.parameters()).device
             ids = [device] if device.type == "cuda" else None
             self._net = nn.parallel.DistributedDataParallel(self._net, device_ids=ids)
+        self._is_settled = world == 1
 
     def run(self, get: Get, step: int) -> Tensor:
         """Gradients of step `step`; returns the sum of losses, correct answers and images of this worker, (3,)."""
+        if not self._is_settled:
+            self._settle(get)
         self._net.zero_grad(set_to_none=True)
         _reseed(self._seed, step, self._rank)
         return _backward(self._net, get(self._rank, self._world), self._train)
+
+    def _settle(self, get: Get) -> None:
+        """One pass for nothing: after its first, DistributedDataParallel packs gradients into messages anew.
+
+        From three workers on the place in a message decides the order of a sum: without this, the first step after an
+        interruption would have other bits than the same step of a run left alone.
+        """
+        before = [buffer.clone() for buffer in self._net.buffers()]
+        _backward(self._net, get(self._rank, self._world), self._train)
+        for buffer, old in zip(self._net.buffers(), before, strict=True):
+            buffer.copy_(old)
+        self._is_settled = True
 
     def gather(self, sums: Tensor) -> Tensor:
         """float64 (3,) of each worker -> (world, 3), for all."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Bucket:
     endpoint: str | None
     access_key: str | None
     secret_key: str | None
+    session_token: str | None
     region: str | None
 
     def __repr__(self) -> str:  # the secret must not reach logs or Ray's dashboard
@@ -64,7 +65,8 @@ class Bucket:
         """As Ray Train and Arrow take it."""
         from pyarrow.fs import S3FileSystem
 
-        options: dict[str, Any] = {"access_key": self.access_key, "secret_key": self.secret_key, "region": self.region}
+        options: dict[str, Any] = {"access_key": self.access_key, "secret_key": self.secret_key}
+        options |= {"session_token": self.session_token, "region": self.region}
         if self.endpoint:
             scheme, _, host = self.endpoint.partition("://")
             options |= {"scheme": scheme, "endpoint_override": host.rstrip("/")}
@@ -91,9 +93,12 @@ class Bucket:
         """Upload what is not there yet. Raises `StoreError`."""
         folder = self.folder(f"arrays/{arrays.key}")
         with _translated(self.url):
-            there = set(folder.names())
-            for name in sorted(set(arrays.digests) - there):
-                folder.copy_in(arrays.folder / name, name)
+            there = folder.sizes()
+            for name in sorted(arrays.digests):
+                path = arrays.folder / name
+                # by its size too: Arrow ends an upload that was interrupted as if it were whole
+                if there.get(name) != path.stat().st_size:
+                    folder.copy_in(path, name)
 
     def fetch(self, arrays: Arrays, cache: Path) -> Path:
         """A folder on this node that holds `arrays`: downloaded once, verified, kept. Raises `DataError`."""
@@ -126,14 +131,20 @@ class BucketFolder:
 
     def names(self) -> list[str]:
         """The objects there."""
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each object there."""
         from pyarrow.fs import FileSelector
 
         with _translated(str(self)):
-            return [info.base_name for info in self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))]
+            found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
+            return {info.base_name: info.size for info in found}
 
     def read(self, name: str) -> bytes:
-        """The content of one."""
-        with self._fs.open_input_file(f"{self._path}/{name}") as file:
+        """The content of one. Raises `FileNotFoundError`, or `StoreError`: a store out of reach has lost nothing."""
+        where = f"{self._path}/{name}"
+        with _translated(str(self), but=FileNotFoundError), self._fs.open_input_file(where) as file:
             return bytes(file.read())
 
     def write(self, name: str, content: bytes) -> None:
@@ -142,8 +153,8 @@ class BucketFolder:
             file.write(content)
 
     def delete(self, name: str) -> None:
-        """Remove one."""
-        with _translated(str(self)):
+        """Remove one, whether or not it is there."""
+        with _translated(str(self)), suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._path}/{name}")
 
     def remove(self) -> None:
@@ -165,10 +176,12 @@ class BucketFolder:
 
 
 @contextmanager
-def _translated(where: str) -> Iterator[None]:
+def _translated(where: str, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
     """Arrow's errors are `OSError`, which for an object store means the store."""
     try:
         yield
+    except but:
+        raise
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
         mend = "See that the store answers and the bucket exists (`resflow doctor`), then run again"

@@ -23,6 +23,8 @@ PLAYS = [
     Play(name="shared", changes=SHARED, world=[(2, END)]),
     Play(name="shared, gone on", changes=SHARED, world=[(2, END)], after=("shared", HALT)),
     Play(name="shared, stopped and gone on", changes=SHARED, world=[(2, 3), (2, END)]),
+    Play(name="shared by three", changes=SHARED, world=[(3, END)]),
+    Play(name="shared by three, stopped and gone on", changes=SHARED, world=[(3, 3), (3, END)]),
     Play(name="shared by one", changes=SHARED, world=[(1, END)]),
     Play(name="pieces", changes={**SHARED, "accumulate": 2}, world=[(2, END)]),
 ]
@@ -74,6 +76,11 @@ def test_workers_without_shards_give_the_same_bits_also_when_they_were_stopped(
     played: dict[str, Played], name: str
 ) -> None:
     assert differences(played[name].last[0], played["shared"].last[0]) == []
+
+
+def test_three_workers_without_shards_that_were_stopped_give_the_same_bits(played: dict[str, Played]) -> None:
+    """Of two, sums are the same in any order."""
+    assert differences(played["shared by three, stopped and gone on"].last[0], played["shared by three"].last[0]) == []
 
 
 def test_workers_without_shards_learn_as_one_does(played: dict[str, Played]) -> None:
