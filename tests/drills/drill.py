@@ -71,8 +71,9 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
     draw = random.Random(f"{kind.what} {seed}")
     # a change of what changes no bit makes DVC run the stage again
     project.edit(train__num_workers=kind.workers, train__max_failures=100 + draw.randrange(10**6))
-    steps = []
-    for _ in range(draw.choice((1, 2))):
+    steps: list[int] = []
+    attempts = draw.choice((1, 2))
+    for _ in range(attempts):
         below: list[int] = []
         with (project.root.parent / "drill.log").open("a") as log:
             process = subprocess.Popen(
@@ -85,9 +86,8 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
                 text=True,
             )
         try:
-            if not wait_until_step(
-                project, process, draw.randrange(min(steps[-1], last_step() - 1) if steps else 0, last_step())
-            ):
+            least = min(steps[-1], last_step() - 1) if steps else 0
+            if not wait_until_step(project, process, draw.randrange(least, last_step())):
                 break  # it was faster than this look at it
             below = descendants(process.pid)
             step, victims = newest(project), kind.victims(process)
@@ -102,10 +102,12 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
             _end(process, gently=kind.survives)
             for pid in below:  # Prefect's server of a killed flow lives on; stages must end by themselves
                 if b"uvicorn" in _command_line(pid):
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
     if not kind.survives:
         done = project.run(*kind.command, OMP_WAIT_POLICY="PASSIVE")
-        assert not steps or "going on from step" in done.out, "it began anew"
+        # after a run that was not hit there is nothing to go on from
+        assert len(steps) < attempts or "going on from step" in done.out, "it began anew"
     return Outcome(len(steps), tuple(steps), outputs(project))
 
 
