@@ -165,7 +165,7 @@ def test_a_value_out_of_range_is_named_with_the_range(change: dict[str, Any], sa
     ids=str,
 )
 def test_workers_shards_and_pieces_that_do_not_fit_together_are_told(change: dict[str, Any], said: str) -> None:
-    assert f"params.yaml: parameter 'train' {said}" in refusal(changed(**dotted(change)))
+    assert f"params.yaml: parameter 'train' {said}" in refusal(changed(**dotted({"batch_size": 128, **change})))
 
 
 def dotted(change: dict[str, Any]) -> dict[str, Any]:
