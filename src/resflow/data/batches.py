@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resflow.data.augment import Batch, augment, draw, normalise
+from resflow.data.augment import Batch, Draws, augment, draw, normalise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +56,7 @@ class Batches:
         self._seed, self._device = seed, device
         self._resident = _resident(images, device)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._draws: tuple[tuple[int, int], Draws] | None = None
 
     @property
     def steps(self) -> int:
@@ -70,9 +71,7 @@ class Batches:
         size = self._train.batch_size
         mine = slice(part * size // parts, (part + 1) * size // parts)
         chosen = self._order_of(epoch)[step * size : (step + 1) * size][mine]
-        # step + 1: NumPy takes [seed, epoch, 0] for [seed, epoch], of which the order is made
-        generator = np.random.Generator(np.random.PCG64([self._seed, epoch, step + 1]))
-        draws = draw(generator, size, self._train, self._images.shape[1:3]).part(mine)
+        draws = self._draws_of(epoch, step).part(mine)
         labels = torch.from_numpy(self._labels[chosen]).to(self._device, non_blocking=True)
         return augment(self._gather(chosen), labels, draws, self._train, self._mean, self._std, self._classes)
 
@@ -81,6 +80,15 @@ class Batches:
             generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
             self._order = epoch, generator.permutation(len(self._labels))
         return self._order[1]
+
+    def _draws_of(self, epoch: int, step: int) -> Draws:
+        """Kept for the step: a worker with several parts of a batch asks once for each."""
+        if self._draws is None or self._draws[0] != (epoch, step):
+            # step + 1: NumPy takes [seed, epoch, 0] for [seed, epoch], of which the order is made
+            generator = np.random.Generator(np.random.PCG64([self._seed, epoch, step + 1]))
+            drawn = draw(generator, self._train.batch_size, self._train, self._images.shape[1:3])
+            self._draws = (epoch, step), drawn
+        return self._draws[1]
 
     def _gather(self, chosen: NDArray[np.int64]) -> Tensor:
         if self._resident is not None:
