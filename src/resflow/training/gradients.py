@@ -45,7 +45,9 @@ class Shared:
         if world > 1:
             device = next(net.parameters()).device
             ids = [device] if device.type == "cuda" else None
-            self._net = nn.parallel.DistributedDataParallel(self._net, device_ids=ids)
+            # The first worker's batch-norm statistics are what is kept; others need them where `align` gives them, not
+            # before each pass.
+            self._net = nn.parallel.DistributedDataParallel(self._net, device_ids=ids, forward_sync_buffers=False)
         self._is_settled = world == 1
 
     def run(self, get: Get, step: int) -> Tensor:
