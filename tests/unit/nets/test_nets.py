@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from resflow.errors import NetError
-from resflow.nets import create, names
+from resflow.nets import article, create, names
 
 PUBLISHED = {
     # He et al. 2016, table 6, rounds these to 0.27M, 0.46M, 0.66M, 0.85M and 1.7M
@@ -44,6 +44,18 @@ def test_every_named_structure_answers_with_one_logit_a_class(name: str) -> None
 def test_images_of_any_size_fit(size: tuple[int, int]) -> None:
     with torch.inference_mode():
         assert create("resnet8_max", in_channels=1, num_classes=10).eval()(torch.zeros(1, 1, *size)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (6, 3), (1, 2), (7, 5), (4, 11)])
+def test_the_articles_means_are_those_of_adaptive_pooling_and_their_gradient(height: int, width: int) -> None:
+    """Which no GPU computes deterministically; of maps of 3x3, as 28x28 images give, to the bit."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, height, width, generator=draw).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(4, 5, 3, 3, generator=draw)
+    found, wanted = article.Means()(x), nn.AdaptiveAvgPool2d(3)(x)
+    pairs = [(found, wanted), *zip(*(torch.autograd.grad(y, x, weights) for y in (found, wanted)), strict=True)]
+    for one, other in pairs:
+        assert torch.equal(one, other) if (height, width) == (3, 3) else torch.allclose(one, other, atol=1e-6)
 
 
 def test_the_weights_follow_from_the_seed_alone() -> None:
