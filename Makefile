@@ -45,7 +45,7 @@ lint: $(INSTALLED) ## Check style, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: peers ## Measure accuracy, speed and overhead into docs/benchmarks.md (about an hour; QUICK=1 about 15 minutes)
+bench: peers ## Measure accuracy, speed, overhead and scaling into docs/ (about an hour; QUICK=1 about 15 minutes)
 	$(BIN)/dvc repro prepare
 	$(BIN)/python -m benchmarks.training --rounds $(if $(QUICK),1,5)
 	$(BIN)/python -m benchmarks.accuracy --seeds 0 $(if $(QUICK),,1 2 3 4)
@@ -53,6 +53,7 @@ bench: peers ## Measure accuracy, speed and overhead into docs/benchmarks.md (ab
 	$(if $(QUICK),,$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2 --params experiments/article.yaml)
 	$(BIN)/python -m benchmarks.startup --rounds $(if $(QUICK),1,5)
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.scaling
 
 peers: $(INSTALLED) ## Install what resflow is measured against, leaving all that is locked as it is
 	grep -oE '^[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^ ;]+' requirements.lock | sed -E 's/\[[^]]*\]//' > .venv/locked.txt

@@ -1,13 +1,14 @@
 """What one GPU makes of resflow's loop; needs torch, NumPy and this repository, and nothing else installed.
 
-    PYTHONPATH=src python -m benchmarks.gpu            # MNIST from data/prepared, and ResNet-50
-    PYTHONPATH=src python -m benchmarks.gpu --tiny     # a smoke check in seconds, on any machine; measures nothing
+    PYTHONPATH=src python -m benchmarks.gpu --json gpu.json    # MNIST from data/prepared, and ResNet-50
+    PYTHONPATH=src python -m benchmarks.gpu --tiny             # a smoke check in seconds, anywhere; measures nothing
 
 Two measurements. MNIST: the recipe of params.yaml over seeds, with its test accuracy and seconds. ResNet-50 at
 224x224 in bfloat16: images per second and share of the device's peak, with and without `torch.compile`, from images
-that live on the device and from images on the host. Prints Markdown, with the device it ran on; it has not been run on
-a GPU yet, only `--tiny` on a CPU. Batches, gradients and optimiser are those that `resflow.training.loop` uses; the
-images of ResNet-50 are noise, since only speed is asked.
+that live on the device and from images on the host. Prints Markdown, with the device it ran on, and writes the same as
+JSON, from which `benchmarks.scaling` goes on. It has not been run on a GPU yet, only `--tiny` on a CPU. Batches,
+gradients and optimiser are those that `resflow.training.loop` uses; the images of ResNet-50 are noise, since only speed
+is asked.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 
 from resflow.data import arrays, batches
 from resflow.data.arrays import Split
+from resflow.files import json_bytes, write
 from resflow.nets import create
 from resflow.training import loop, optimizer
 from resflow.training.gradients import gradients
@@ -75,6 +77,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a smoke check; its figures mean nothing")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--data", type=Path, default=Path("data/prepared"), help="prepared arrays of MNIST")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -87,9 +90,10 @@ def main() -> None:
         torch.set_num_threads(sizes.threads)
     given = {name: arrays.load(arguments.data, name) for name in arrays.SPLITS} if not arguments.tiny else _noise()
     compiled = (False,) if device.type == "cpu" else (False, True)
-    for compile in compiled:
-        _mnist(given, device, sizes, compile)
-    _resnet50(device, sizes, compiled)
+    mnist = [_mnist(given, device, sizes, compile) for compile in compiled]
+    found = {"device": _name(device), "mnist": mnist, "resnet50": _resnet50(device, sizes, compiled)}
+    if arguments.json:
+        write(arguments.json, json_bytes(found))
 
 
 def recipe(**changes: Any) -> Any:
@@ -113,22 +117,26 @@ def _structure() -> str:
     return PARAMS.read_text().partition("\nnet:\n  name: ")[2].partition("\n")[0]
 
 
-def _mnist(given: dict[str, Split], device: torch.device, sizes: Sizes, compile: bool) -> None:
+def _mnist(given: dict[str, Split], device: torch.device, sizes: Sizes, compile: bool) -> dict[str, Any]:
     changes = {"epochs": sizes.epochs, "threads": sizes.threads}
     train = recipe(compile=compile, **{key: value for key, value in changes.items() if value})
     pixels = given["train"].images / np.float32(255)
     card: Any = SimpleNamespace(classes=range(CLASSES), mean=(float(pixels.mean()),), std=(float(pixels.std()),))
-    rows = []
+    rows, last = [], []
     for seed in sizes.seeds:
         loop.prepare_torch(seed, train.threads)
         net = create(_structure(), in_channels=1, num_classes=CLASSES)
-        started = time.perf_counter()
-        state = loop.train(net, given["train"], given["validation"], card, train, seed=seed, device=device)
-        _wait(device)
-        seconds = time.perf_counter() - started
+        moments = [time.perf_counter()]
+
+        def on_epoch(state: loop.State, moments: list[float] = moments) -> None:
+            moments.append(time.perf_counter())  # the state was copied to the host: the device is done
+
+        state = loop.train(
+            net, given["train"], given["validation"], card, train, seed=seed, device=device, on_epoch=on_epoch
+        )
         net.load_state_dict(state.best)
-        accuracy = _accuracy(net, given["test"], card, device)
-        rows.append((seed, accuracy, seconds))
+        rows.append((seed, _accuracy(net, given["test"], card, device), moments[-1] - moments[0]))
+        last.append(len(given["train"].labels) // train.batch_size * train.batch_size / (moments[-1] - moments[-2]))
     since = f"; the process began {time.perf_counter() - STARTED:.1f} s before this line"
     mean = statistics.mean(accuracy for _, accuracy, _ in rows)
     reached = "reaches" if mean >= TARGET else "does not reach"
@@ -136,7 +144,11 @@ def _mnist(given: dict[str, Split], device: torch.device, sizes: Sizes, compile:
     print("| seed | test accuracy | seconds of training, compilation included |\n| --- | --- | --- |")
     print(*(f"| {seed} | {accuracy:.2%} | {seconds:.2f} |" for seed, accuracy, seconds in rows), sep="\n")
     median = statistics.median(seconds for _, _, seconds in rows)
-    print(f"\nMean {mean:.3%} (n = {len(rows)}), which {reached} {TARGET:.1%}; median {median:.2f} s{since}.\n")
+    rate = statistics.median(last)
+    print(f"\nMean {mean:.3%} (n = {len(rows)}), which {reached} {TARGET:.1%}; median {median:.2f} s{since}.")
+    print(f"In the last epoch, its validation included, {rate:,.0f} images/s (median).\n")
+    made = {"structure": _structure(), "batch": train.batch_size, "compiled": compile, "images_per_second": rate}
+    return made | {"accuracies": [row[1] for row in rows], "seconds": [row[2] for row in rows]}
 
 
 @torch.inference_mode()
@@ -150,19 +162,21 @@ def _accuracy(net: nn.Module, split: Split, card: Any, device: torch.device) -> 
     return right / len(split.labels)
 
 
-def _resnet50(device: torch.device, sizes: Sizes, compiled: Sequence[bool]) -> None:
-    # Speed is asked for here, and the backward pass of its max-pooling has no deterministic form on a GPU.
+def _resnet50(device: torch.device, sizes: Sizes, compiled: Sequence[bool]) -> list[dict[str, Any]]:
+    # Only speed is asked for here
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = True
     measured, published = _product(device, sizes), _published(device)
     flops = 3 * _flops(sizes.side)  # forward, and twice that backward
-    rows = []
+    rows, found = [], list[dict[str, Any]]()
     for compile in compiled:
         for resident in (True, False):
             rate = _speed(device, sizes, compile=compile, resident=resident)
             shares = [f"{rate * flops / peak:.1%}" if peak else "unknown" for peak in (measured, published)]
             where = "device" if resident else "host"
             rows.append(["yes" if compile else "no", where, f"{rate:,.0f}", f"{rate * flops / 1e12:.1f}", *shares])
+            how = {"compiled": compile, "resident": resident}
+            found.append({**how, "batch": sizes.batch, "images_per_second": rate, "peak": measured})
     print(f"## ResNet-50, {sizes.side}x{sizes.side}, bfloat16, batches of {sizes.batch}\n")
     print("| compiled | images on the | images/s | TFLOP/s | of the measured peak | of the published peak |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -171,6 +185,7 @@ def _resnet50(device: torch.device, sizes: Sizes, compiled: Sequence[bool]) -> N
     size = f"{sizes.product}x{sizes.product}"
     print(f"\nPeak in bfloat16: {measured / 1e12:.1f} TFLOP/s measured (a {size} product); published {known}.")
     print(f"A training step is counted as {flops / 1e9:.1f} GFLOP an image.")
+    return found
 
 
 def _speed(device: torch.device, sizes: Sizes, *, compile: bool, resident: bool) -> float:
@@ -195,8 +210,9 @@ def _speed(device: torch.device, sizes: Sizes, *, compile: bool, resident: bool)
         compute.run(partial(feed.get, step // feed.steps, step % feed.steps), step)
         move.step()
     _wait(device)
+    seconds = time.perf_counter() - started
     torch._dynamo.reset()
-    return sizes.steps * sizes.batch / (time.perf_counter() - started)
+    return sizes.steps * sizes.batch / seconds
 
 
 class ResNet50(nn.Module):
@@ -274,9 +290,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def _environment(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return f"{name}; Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}"
+    return f"{_name(device)}; Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}"
 
 
 def _noise() -> dict[str, Split]:

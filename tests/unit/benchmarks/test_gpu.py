@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, scaling
 from resflow import params
 
 ROOT = Path(__file__).parents[3]
@@ -37,19 +37,28 @@ class Missing:
         pass
 
 sys.meta_path.insert(0, Missing())
-sys.argv = ["gpu", "--tiny", "--device", "cpu"]
+sys.argv = ["gpu", "--tiny", "--device", "cpu", "--json", sys.argv[1]]
 runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
 
 
-def test_it_runs_with_torch_and_numpy_alone():
+def test_it_runs_with_torch_and_numpy_alone_and_the_model_of_scaling_reads_what_it_wrote(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", ALONE], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", ALONE, str(tmp_path / "gpu.json")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert "## MNIST" in done.stdout
     assert "## ResNet-50" in done.stdout
+    found = scaling.gpu_figures(tmp_path / "gpu.json")
+    assert found["device"] == "CPU"
+    assert {row["resident"] for row in found["resnet50"]} == {True, False}
+    assert all(row["images_per_second"] > 0 for row in [*found["mnist"], *found["resnet50"]])
 
 
 def test_without_a_gpu_it_says_that_there_is_none():
