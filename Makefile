@@ -28,6 +28,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --require-hashes -r .venv/hashed.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	env -u PREFECT_API_DATABASE_CONNECTION_URL PREFECT_HOME=$(CURDIR)/.venv/prefect $(BIN)/prefect server database upgrade --yes > /dev/null
 	touch $@
 
 run: $(INSTALLED) ## Run the whole pipeline: from raw MNIST to a registered, published network

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,7 +117,9 @@ def run(
     if not os.environ.get("AWS_ENDPOINT_URL_S3"):
         store.start(root, wait=False)  # it gets ready while Prefect is imported
     os.chdir(root)
+    wait = _server()
     flow = _flow()
+    wait()
     summary = flow(overrides=overrides or None, release=release)
     terminal.table(summary.rows())
     typer.echo("")
@@ -362,8 +365,6 @@ def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
 
 def _flow() -> Any:
     """The training flow, with Prefect quiet on this terminal: the stages' own lines are shown instead."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    _check_server(needed=False)
     from flows.training import training_pipeline
 
     handler = logging.StreamHandler(sys.stdout)
@@ -374,15 +375,22 @@ def _flow() -> Any:
     return training_pipeline
 
 
-def _check_server(needed: bool) -> None:
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    # its first start lays out a database: 13 s here, and longer than the usual limit of 20 s on a busy machine
-    patient = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
-    for name, value in {**quiet, **patient}.items():
+def _server() -> Callable[[], None]:
+    """See to the Prefect server of a run, the configured one or a temporary one; the function returned waits for it."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if _check_server(needed=False):
+        return lambda: None
+    from flows.temporary import start
+
+    return start()
+
+
+def _check_server(needed: bool) -> str | None:
+    for name, value in {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
     from flows.server import check
 
-    check(needed)
+    return check(needed)
 
 
 def _overrides(settings: list[str], file: Path | None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
     steps: list[int] = []
     attempts = draw.choice((1, 2))
     for _ in range(attempts):
-        below: list[int] = []
+        servers: list[int] = []
         with (project.root.parent / "drill.log").open("a") as log:
             process = subprocess.Popen(
                 kind.command,
@@ -89,7 +89,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
             least = min(steps[-1], last_step() - 1) if steps else 0
             if not wait_until_step(project, process, draw.randrange(least, last_step())):
                 break  # it was faster than this look at it
-            below = descendants(process.pid)
+            servers = [pid for pid in descendants(process.pid) if b"flows.temporary" in _command_line(pid)]
             step, victims = newest(project), kind.victims(process)
             if not victims:  # likewise: the command is about to end by itself
                 process.wait(END_SECONDS)
@@ -100,10 +100,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
                 assert process.wait(END_SECONDS + START_SECONDS) == 0
         finally:
             _end(process, gently=kind.survives)
-            for pid in below:  # Prefect's server of a killed flow lives on; stages must end by themselves
-                if b"uvicorn" in _command_line(pid):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(servers)
     if not kind.survives:
         done = project.run(*kind.command, OMP_WAIT_POLICY="PASSIVE")
         # after a run that was not hit there is nothing to go on from
@@ -136,6 +133,14 @@ def wait_until_step(project: Project, process: subprocess.Popen[str], step: int)
         assert time.monotonic() < deadline, "training does not go on"
         time.sleep(0.005)
     return process.poll() is None
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    """Fails where one of them does not end by itself."""
+    deadline = time.monotonic() + END_SECONDS
+    while alive := [pid for pid in pids if _command_line(pid)]:
+        assert time.monotonic() < deadline, f"these outlive what started them: {alive}"
+        time.sleep(0.05)
 
 
 def _command_line(pid: int) -> bytes:

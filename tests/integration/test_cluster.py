@@ -21,6 +21,9 @@ from tests.integration.ray_nodes import end, wait_until_started
 pytestmark = pytest.mark.integration
 
 EPOCHS = 6
+STEPS = EPOCHS * 320 // int(RECIPE["train__batch_size"])
+STOPS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+"""Signals and the exit codes of a driver that gets them."""
 
 
 @pytest.fixture(scope="module")
@@ -95,33 +98,34 @@ def undisturbed(prepared: Project) -> str:
     return digest(prepared)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_to_the_same_bits(
-    prepared: Project, undisturbed: str, cluster: dict[str, str], number: signal.Signals
+    prepared: Project, undisturbed: str, cluster: dict[str, str]
 ) -> None:
-    driver = subprocess.Popen(
-        ["resflow", "stage", "train"],
-        cwd=prepared.root,
-        env=prepared.env(**cluster),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert wait_until_step(prepared, driver, 20), driver.communicate()[0]
-        driver.send_signal(number)
-        said = driver.communicate(timeout=20)[0]
-    finally:
-        driver.kill()
-        driver.wait()
-    assert driver.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number], said
-    if number is not signal.SIGKILL:
-        assert said.splitlines()[-1] == f"train: stopped by {number.name}; run it again to go on"
-    assert "Traceback" not in said
-    assert groups_left(prepared, cluster) == 0
-    again = prepared.run("resflow", "stage", "train", **cluster)
-    assert again.out.startswith("going on from step ")
+    for turn, (number, code) in enumerate(STOPS.items(), 1):
+        driver = subprocess.Popen(
+            ["resflow", "stage", "train"],
+            cwd=prepared.root,
+            env=prepared.env(**cluster),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            assert wait_until_step(prepared, driver, turn * STEPS // (len(STOPS) + 1)), driver.communicate()[0]
+            driver.send_signal(number)
+            said = driver.communicate(timeout=20)[0]
+        finally:
+            driver.kill()
+            driver.wait()
+        assert driver.returncode == code, said
+        assert said.startswith("going on from step ") == (turn > 1)
+        if number is not signal.SIGKILL:
+            assert said.splitlines()[-1] == f"train: stopped by {number.name}; run it again to go on"
+        assert "Traceback" not in said
+        assert groups_left(prepared, cluster) == 0
+    last = prepared.run("resflow", "stage", "train", **cluster)
+    assert last.out.startswith("going on from step ")
     assert digest(prepared) == undisturbed
 
 

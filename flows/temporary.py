@@ -1,0 +1,105 @@
+"""A Prefect server for one run, where none is configured.
+
+    wait = start()
+    ...                # what need not wait for it
+    wait()
+    flow()
+
+Prefect would start one by itself, but only when the flow begins, which then waits for it; and it would outlive a run
+that is killed. This one gets ready while the flow is imported, and ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+
+from resflow.errors import SetupError
+
+__all__ = ["bring_database", "start"]
+
+LAID_OUT = Path(sys.prefix) / "prefect" / "prefect.db"
+"""An empty database that `make install` lays out: doing that at the first start takes half of its time."""
+START_SECONDS = 120.0
+"""Where it lays out a database, this takes ten seconds on two quiet cores, a minute on a busy machine."""
+STOP_SECONDS = 5.0
+
+
+def start() -> Callable[[], None]:
+    """Start it, and make it this process's server; the function returned waits until it answers.
+
+    That raises `SetupError` where it does not. The server ends with this process, after Prefect has sent its last logs.
+    """
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import get_current_settings
+
+    bring_database(get_current_settings().home / LAID_OUT.name)
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # who asks too early waits in its queue
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        descriptor = listening.fileno()
+        # a session of its own: Ctrl-C is for the run, which has yet to tell the server how it ended
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(descriptor), str(os.getpid())],
+            pass_fds=[descriptor],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    atexit.register(_stop, process)
+    os.environ["PREFECT_API_URL"] = url
+    refresh_global_settings_context()
+
+    def wait() -> None:
+        try:
+            httpx.get(f"{url}/health", timeout=START_SECONDS).raise_for_status()
+        except httpx.HTTPError as error:
+            code = process.poll()
+            problem = f"it ended with code {code}" if code else f"it does not answer ({error})"
+            mend = "`prefect server start` shows why; or name another server in PREFECT_API_URL"
+            raise SetupError("Prefect's own server", problem, mend) from error
+
+    return wait
+
+
+def bring_database(place: Path) -> None:
+    """Put a copy of the empty one where Prefect will look for its own, unless it has one; else it makes it."""
+    if LAID_OUT.exists() and not place.exists():
+        copy = place.with_name(f"{place.name}.{os.getpid()}")
+        shutil.copyfile(LAID_OUT, copy)
+        with suppress(FileExistsError):  # another first run was faster
+            os.link(copy, place)
+        copy.unlink()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _serve(descriptor: int, parent: int) -> None:
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, linux/prctl.h
+        if os.getppid() != parent:  # it died before the call
+            return
+    uvicorn.run(create_app(ephemeral=True, final=True), fd=descriptor, log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))
