@@ -72,7 +72,7 @@ def main() -> None:
         kept = _rounds(KEPT, place, rounds, [])
         together = _rounds(TOGETHER, place, rounds, ["--workers", "2", "--threads", "1"])
     load = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}; n = {rounds} rounds.\n"
-    size = f"Two epochs of {IMAGES:,} images of MNIST, validated on {VALIDATION:,}; the second is timed.\n\n"
+    size = f"Epochs of {IMAGES:,} images of MNIST, validated on {VALIDATION:,}; median of those after the first.\n\n"
     record("Training speed: one worker", command, size + _shown(alone) + "\n" + load)
     record("Training speed: bfloat16", command, size + _shown(narrow) + "\n" + load)
     record("Share of the machine's peak", command, _peak({"float32": alone, "bfloat16": narrow}) + load)
