@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 from resflow.errors import SetupError
 
-__all__ = ["csv_bytes", "explained", "json_bytes", "partial", "write", "write_together"]
+__all__ = ["csv_bytes", "explained", "json_bytes", "partial", "sha256", "write", "write_together"]
 
 DIGITS = 6
 """Decimal places of floats in JSON and CSV: more would be noise, and fewer would hide differences."""
@@ -67,6 +68,15 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> bytes:
     writer.writerow(header)
     writer.writerows([_rounded(value) for value in row] for row in rows)
     return text.getvalue().encode()
+
+
+def sha256(path: Path) -> str | None:
+    """The SHA-256 of a file in hexadecimal, read in pieces; None where there is no file that can be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _rounded(value: Any) -> Any:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from resflow.data.sources import Download, Failed, Source, create
 from resflow.errors import SourceError
-from resflow.files import explained, partial
+from resflow.files import explained, partial, sha256
 from resflow.params import RawFile
 
 __all__ = ["fetch"]
@@ -55,7 +55,7 @@ def fetch(
         known = [create(text, root, downloads, stack, s3=s3, timeout=timeout) for text in sources]
         gone: dict[Source, str] = {}
         for file in files:
-            if _digest(into / file.name) == file.sha256:
+            if sha256(into / file.name) == file.sha256:  # one that cannot be read is replaced
                 say(f"{file.name}: already there")
             else:
                 _fetch_one(file, known, gone, into, say)
@@ -127,16 +127,6 @@ def _unpacked(offer: Path) -> Iterator[bytes]:
         raise Failed(f"gives a damaged gzip file ({error})") from error
     except OSError as error:
         raise Failed(f"gives a file that cannot be read ({error.strerror})") from error
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # unreadable: it is replaced
-        return ""
 
 
 @contextmanager
