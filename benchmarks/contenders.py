@@ -130,7 +130,9 @@ def loop(folder: Path, settings: Params) -> list[float]:
     splits = (arrays.load(folder, "train"), arrays.load(folder, "validation"))
     keeper: Any = ours.KeepsNothing()
     if settings.checkpoint.steps:
-        keeper = Keeper(LocalFolder(folder.parents[1] / "checkpoints"), steps=settings.checkpoint.steps, seconds=0)
+        keeper = Keeper(
+            LocalFolder(folder.parents[1] / "checkpoints"), device="cpu", steps=settings.checkpoint.steps, seconds=0
+        )
     ours.train(
         card.network(),
         *splits,

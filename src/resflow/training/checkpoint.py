@@ -1,10 +1,11 @@
 """Checkpoints of one run: files that appear whole or not at all, read only if their own digests agree.
 
-    keeper = Keeper(LocalFolder(path), steps=0, seconds=10)
-    state = latest(LocalFolder(path)) or State()
+    keeper = Keeper(LocalFolder(path), device="cpu", steps=0, seconds=10)
+    state = latest(LocalFolder(path), "cpu") or State()
 
-The last two are kept, so that a damaged one costs an interval and not the run. Where they lie is a `Folder`: on a disk
-here, in an object store in `cluster`. What belongs into one is `loop.State`.
+The last two are kept, so that a damaged one costs an interval and not the run. Each is of a type of device, and is
+passed over on another: a run begun on a GPU and gone on with on a CPU would have the bits of neither. Where they lie is
+a `Folder`: on a disk here, in an object store in `cluster`. What belongs into one is `loop.State`.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class Keeper:
     being written waits for it; an error of writing is raised by the next call.
     """
 
-    def __init__(self, folder: Folder, *, steps: int, seconds: float) -> None:
-        self._folder, self._steps, self._seconds = folder, steps, seconds
+    def __init__(self, folder: Folder, *, device: str, steps: int, seconds: float) -> None:
+        self._folder, self._device, self._steps, self._seconds = folder, device, steps, seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._last = time.monotonic()
@@ -119,23 +120,23 @@ class Keeper:
             self._pool.shutdown()
 
     def _write(self, state: State) -> None:
-        name = _name(state)
+        name = _name(state, self._device)
         self._folder.write(name, _encode(state))
-        names = _newest_first(self._folder)
+        names = _newest_first(self._folder, self._device)
         older = [other for other in names if other <= name]  # one ahead is damaged, else the run had gone on from it
         for other in set(names) - set(older[:KEPT]):
             self._folder.delete(other)
 
 
-def latest(folder: Folder) -> State | None:
+def latest(folder: Folder, device: str) -> State | None:
     """The state of the newest whole checkpoint; None where there is none. A damaged one is passed over and told of."""
-    content = latest_bytes(folder)
+    content = latest_bytes(folder, device)
     return decode(content) if content else None
 
 
-def latest_bytes(folder: Folder) -> bytes | None:
+def latest_bytes(folder: Folder, device: str) -> bytes | None:
     """The newest checkpoint that is whole, as it lies there."""
-    for name in _newest_first(folder):
+    for name in _newest_first(folder, device):
         try:
             content = folder.read(name)
         except FileNotFoundError:
@@ -167,9 +168,10 @@ def _is_whole(content: bytes) -> bool:
     return head == FORMAT and hashlib.sha256(body).digest() == digest
 
 
-def _name(state: State) -> str:
-    return f"{state.step:09d}-{len(state.history):05d}.pt"  # after validation an epoch's last step is another state
+def _name(state: State, device: str) -> str:
+    # after validation an epoch's last step is another state
+    return f"{state.step:09d}-{len(state.history):05d}.{device}.pt"
 
 
-def _newest_first(folder: Folder) -> list[str]:
-    return sorted((name for name in folder.names() if name.endswith(".pt")), reverse=True)
+def _newest_first(folder: Folder, device: str) -> list[str]:
+    return sorted((name for name in folder.names() if name.endswith(f".{device}.pt")), reverse=True)

@@ -291,14 +291,14 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
     place = _arrays(job)
     loop.prepare_torch(job.seed, job.train.threads)
     device = ray.train.torch.get_device() if job.train.device != "cpu" else torch.device("cpu")
-    state = _common_state(folder, rank, world)
+    state = _common_state(folder, device.type, rank, world)
     training = arrays.load(place, "train")
     steps = max(1, len(training.labels) // job.train.batch_size)
     meter = Meter(steps, job.train.batch_size, state.step, config["show"]) if rank == 0 else None
     if meter and state.step:
         crew = "" if (world, world) == job.train.workers else f" with {world} worker{'s'[: world != 1]}"
         config["show"](f"going on from step {state.step} of {steps * job.train.epochs}{crew}")
-    keeper = checkpoint.Keeper(folder, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
+    keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
     seconds: list[float] = []
 
     def on_epoch(state: loop.State) -> None:
@@ -346,9 +346,9 @@ def _everywhere(answer: bool, world: int) -> bool:
     return all(answers)
 
 
-def _common_state(folder: Folder, rank: int, world: int) -> loop.State:
+def _common_state(folder: Folder, device: str, rank: int, world: int) -> loop.State:
     """Where the run stopped, or a new beginning: what the first worker finds, for all."""
-    content = [checkpoint.latest_bytes(folder) if rank == 0 else None]
+    content = [checkpoint.latest_bytes(folder, device) if rank == 0 else None]
     if world > 1:
         dist.broadcast_object_list(content, 0)
     return checkpoint.decode(content[0]) if content[0] else loop.State()

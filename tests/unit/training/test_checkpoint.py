@@ -40,15 +40,15 @@ def state(step: int, epochs: int = 0) -> State:
     )
 
 
-def keep(folder: Path, *states: State) -> None:
-    keeper = Keeper(LocalFolder(folder), steps=0, seconds=0)
+def keep(folder: Path, *states: State, device: str = "cpu") -> None:
+    keeper = Keeper(LocalFolder(folder), device=device, steps=0, seconds=0)
     for one in states:
         keeper.keep(one)
     keeper.close()
 
 
-def latest(folder: Path) -> State | None:
-    return checkpoint.latest(LocalFolder(folder))
+def latest(folder: Path, device: str = "cpu") -> State | None:
+    return checkpoint.latest(LocalFolder(folder), device)
 
 
 def files(folder: Path) -> list[Path]:
@@ -71,7 +71,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path, epochs: int) -> None:
 
 def test_a_run_killed_after_any_checkpoint_goes_on_from_its_file_to_the_same_bits(tmp_path: Path) -> None:
     train = settings(ema=0.8, optimizer="adamw", lr=0.002)
-    keeper = Keeper(LocalFolder(tmp_path), steps=3, seconds=0)
+    keeper = Keeper(LocalFolder(tmp_path), device="cpu", steps=3, seconds=0)
     whole = run(train, keeper=keeper)
     keeper.close()
     (older, newest) = files(tmp_path)
@@ -103,6 +103,17 @@ def test_after_validation_the_last_step_of_an_epoch_is_a_newer_state(tmp_path: P
     again = latest(tmp_path)
     assert again is not None
     assert len(again.history) == 1
+
+
+def test_a_checkpoint_of_another_type_of_device_is_neither_used_nor_removed(tmp_path: Path) -> None:
+    keep(tmp_path, state(9), state(10), device="cuda")
+    assert latest(tmp_path) is None, "a run begun on a GPU would go on on a CPU, to the bits of neither"
+    keep(tmp_path, state(1), state(2), state(3))
+    for device, step in (("cpu", 3), ("cuda", 10)):
+        again = latest(tmp_path, device)
+        assert again is not None
+        assert again.step == step
+    assert len(files(tmp_path)) == 4
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
@@ -174,7 +185,7 @@ def test_damaged_checkpoints_make_way_for_those_of_the_run_that_began_before_the
 def test_a_killed_write_leaves_the_checkpoint_before_and_is_overwritten(tmp_path: Path) -> None:
     keep(tmp_path, state(1))
     half = files(tmp_path)[0].read_bytes()[:100]
-    (tmp_path / "000000002-00000.pt.partial").write_bytes(half)
+    (tmp_path / "000000002-00000.cpu.pt.partial").write_bytes(half)
     again = latest(tmp_path)
     assert again is not None
     assert again.step == 1
@@ -186,7 +197,7 @@ def test_a_killed_write_leaves_the_checkpoint_before_and_is_overwritten(tmp_path
 
 
 def test_an_interval_in_steps_is_due_at_its_multiples(tmp_path: Path) -> None:
-    keeper = Keeper(LocalFolder(tmp_path), steps=3, seconds=0)
+    keeper = Keeper(LocalFolder(tmp_path), device="cpu", steps=3, seconds=0)
     assert [step for step in range(1, 10) if keeper.due_by_steps(step)] == [3, 6, 9]
     assert not keeper.due_by_time()
 
@@ -196,7 +207,7 @@ def test_an_interval_in_seconds_begins_anew_with_each_checkpoint(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    keeper = Keeper(LocalFolder(tmp_path), steps=0, seconds=10)
+    keeper = Keeper(LocalFolder(tmp_path), device="cpu", steps=0, seconds=10)
     assert not any(keeper.due_by_steps(step) for step in range(1, 100))
     due = []
     for _ in range(5):
@@ -209,7 +220,7 @@ def test_an_interval_in_seconds_begins_anew_with_each_checkpoint(
 
 
 def test_an_interval_of_nothing_is_never_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper = Keeper(LocalFolder(tmp_path), steps=0, seconds=0)
+    keeper = Keeper(LocalFolder(tmp_path), device="cpu", steps=0, seconds=0)
     monkeypatch.setattr("time.monotonic", lambda: 1e9)
     assert not keeper.due_by_time()
     assert not keeper.due_by_steps(1)
@@ -237,7 +248,7 @@ def slow(tmp_path: Path) -> Iterator[SlowFolder]:
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(slow: SlowFolder) -> None:
-    keeper = Keeper(slow, steps=0, seconds=0)
+    keeper = Keeper(slow, device="cpu", steps=0, seconds=0)
     keeper.keep(state(1))
     assert slow.started.wait(20)
     assert slow.written == 0, "keep() came back, and nothing is written yet"
@@ -249,7 +260,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(slow: SlowFolder) -> Non
 
 
 def test_one_checkpoint_waits_for_the_one_before(slow: SlowFolder) -> None:
-    keeper = Keeper(slow, steps=0, seconds=0)
+    keeper = Keeper(slow, device="cpu", steps=0, seconds=0)
     keeper.keep(state(1))
     threading.Timer(0.1, slow.let.set).start()
     keeper.keep(state(2))
@@ -267,7 +278,7 @@ def refused(path: Path) -> Any:
 
 def test_an_error_of_the_writing_thread_reaches_training(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file in the place of the folder")
-    keeper = Keeper(LocalFolder(tmp_path / "run"), steps=1, seconds=0)
+    keeper = Keeper(LocalFolder(tmp_path / "run"), device="cpu", steps=1, seconds=0)
     with refused(tmp_path / "run"):
         run(settings(), keeper=keeper)
     with refused(tmp_path / "run"):
@@ -278,7 +289,7 @@ def test_an_error_of_the_writing_thread_reaches_training(tmp_path: Path) -> None
 def test_an_error_of_the_last_checkpoint_is_raised_when_closing_and_the_thread_ends(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     before = set(threading.enumerate())
-    keeper = Keeper(LocalFolder(tmp_path / "run"), steps=0, seconds=0)
+    keeper = Keeper(LocalFolder(tmp_path / "run"), device="cpu", steps=0, seconds=0)
     keeper.keep(state(1))
     with refused(tmp_path / "run"):
         keeper.close()
