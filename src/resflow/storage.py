@@ -30,13 +30,17 @@ __all__ = [
     "MANIFEST",
     "Endpoint",
     "Published",
+    "Seen",
     "answers",
     "client",
     "download",
     "ensure_bucket",
+    "look",
     "manifest",
     "publish",
     "pull",
+    "remove",
+    "replace",
 ]
 
 MANIFEST = "manifest.json"
@@ -90,6 +94,15 @@ class Published(NamedTuple):
     created: bool
     """False when the same bundle was there already."""
     uploaded_bytes: int
+
+
+class Seen(NamedTuple):
+    """One object, as `look` found it."""
+
+    content: bytes
+    etag: str
+    age: float
+    """Seconds since it was written, by the store's own clock."""
 
 
 class Content(NamedTuple):
@@ -410,3 +423,47 @@ def download(url: str, to: Path, endpoint: Endpoint | None = None) -> None:
         raise StoreError(url, "is not the address of an object", "Write s3://BUCKET/KEY")
     s3 = client(endpoint)
     disk.write_together({to: lambda file: _copy(s3, bucket, key, file)})
+
+
+def look(s3: Any, url: str) -> Seen | None:
+    """A small object s3://BUCKET/KEY, by a `client`; None where there is none."""
+    from email.utils import parsedate_to_datetime
+
+    from botocore.exceptions import ClientError
+
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    with translated(url):
+        try:
+            answer = s3.get_object(Bucket=bucket, Key=key)
+            content = bytes(answer["Body"].read())
+        except ClientError as error:
+            if _code(error) not in MISSING:
+                raise
+            return None
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return Seen(content, answer["ETag"], (now - answer["LastModified"]).total_seconds())
+
+
+def replace(s3: Any, url: str, content: bytes, etag: str | None) -> str | None:
+    """Write a small object where the one there still is that of `etag`, or, with None, where there is none.
+
+    Returns its ETag; None where another was there. Of several that try at once, one succeeds.
+    """
+    from botocore.exceptions import ClientError
+
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+    with translated(url):
+        try:
+            return str(s3.put_object(Bucket=bucket, Key=key, Body=content, **condition)["ETag"])
+        except ClientError as error:
+            if _code(error) not in EXISTS | MISSING:
+                raise
+            return None
+
+
+def remove(s3: Any, url: str) -> None:
+    """Remove one object, whether or not it is there."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    with translated(url):
+        s3.delete_object(Bucket=bucket, Key=key)

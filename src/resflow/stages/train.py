@@ -1,70 +1,66 @@
 """The stage `train`: prepared arrays -> a network, its metrics and its learning curves.
 
-A run keeps checkpoints in .resflow/runs, or where RESFLOW_STORAGE says, under the hash of all that its result depends
-on: killed anywhere, it goes on from there when it is run again, to the same bits. One process trains in a project at a
-time.
+A run keeps checkpoints (`runs`) under the hash of all that its result depends on: killed anywhere, it goes on from
+there when it is run again, to the same bits. One process trains in a project at a time, and one a run, also where
+projects share RESFLOW_STORAGE.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from resflow.data import arrays
-from resflow.errors import DataError, TrainingError
-from resflow.files import csv_bytes, explained, json_bytes, write
+from resflow.errors import DataError
+from resflow.files import csv_bytes, json_bytes, sha256, write
 from resflow.nets import file as model_file
 from resflow.nets.file import ModelCard
 from resflow.params import Params
+from resflow.stages import runs
 from resflow.stages.paths import METRICS, MODEL, PLOTS, PREPARED, SHEET, STATE, TIMINGS
 from resflow.training.cluster import Job, fit
 from resflow.training.loop import State
-from resflow.training.remote import Arrays, Bucket
+from resflow.training.remote import Arrays
 
 __all__ = ["run"]
 
 SPLITS = ("train", "validation")
-WAIT_SECONDS = 5.0
-"""A stage whose `dvc repro` was killed ends a moment after it; whoever starts it again at once waits for that."""
 
 
 def run(root: Path, params: Params) -> None:
     """Train the network that `params` describe; the best epoch on the validation split is kept.
 
-    Raises `TrainingError` where another process trains here, and when training fails.
+    Raises `TrainingError` where another process trains here or trains this run, and when training fails.
     """
-    with _alone(root / STATE / "train.lock"):
-        _train(root, params)
+    with runs.alone(root / STATE / "train.lock", "here"):
+        started = time.perf_counter()
+        job = _job(root, params)
+        with runs.held(job.runs, job.name):
+            state, seconds = fit(job, os.environ.get("RAY_ADDRESS"), root / TIMINGS / "live")
+            model_file.save(root / MODEL, state.best, job.card)
+            _report(root, state, job.card)
+            _report_times(root, state, seconds, time.perf_counter() - started)
+            runs.clean(job.runs, job.name)
 
 
-def _train(root: Path, params: Params) -> None:
-    started = time.perf_counter()
+def _job(root: Path, params: Params) -> Job:
     given = _arrays(root)
-    job = Job(
+    return Job(
         train=params.train,
         checkpoint=params.checkpoint,
         seed=params.seed,
         card=_card(root, params),
         arrays=given,
-        runs=_runs(root, os.environ.get("RESFLOW_STORAGE")),
+        runs=runs.place(root, os.environ.get("RESFLOW_STORAGE")),
         name=_run_name(root, params, given),
     )
-    state, seconds = fit(job, os.environ.get("RAY_ADDRESS"), root / TIMINGS / "live")
-    model_file.save(root / MODEL, state.best, job.card)
-    _report(root, state, job.card)
-    _report_times(root, state, seconds, time.perf_counter() - started)
-    _clean(root, job)
 
 
 def _card(root: Path, params: Params) -> ModelCard:
@@ -92,20 +88,6 @@ def _arrays(root: Path) -> Arrays:
     return Arrays(folder=folder, digests={path.name: _digest(path) for path in paths})
 
 
-def _runs(root: Path, storage: str | None) -> Path | Bucket:
-    """Where checkpoints lie: `RESFLOW_STORAGE`, a folder or an `s3://` prefix, or else the project itself."""
-    if not (storage or "").startswith("s3://"):
-        return (Path(storage) if storage else root / STATE / "runs").resolve()
-    return Bucket(
-        url=str(storage),
-        endpoint=os.environ.get("AWS_ENDPOINT_URL_S3"),
-        access_key=os.environ.get("AWS_ACCESS_KEY_ID"),
-        secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-    )
-
-
 def _run_name(root: Path, params: Params, given: Arrays) -> str:
     """A run is known by what its result depends on: parameters, the data it reads, and the code that is loaded.
 
@@ -119,49 +101,10 @@ def _run_name(root: Path, params: Params, given: Arrays) -> str:
     return digest.hexdigest()[:16]
 
 
-def _clean(root: Path, job: Job) -> None:
-    """The run is finished: remove its checkpoints, and those of runs given up on this machine."""
-    if isinstance(job.runs, Bucket):
-        job.runs.folder(job.name).remove()
-    else:
-        shutil.rmtree(job.runs / job.name, ignore_errors=True)
-    shutil.rmtree(root / STATE / "runs", ignore_errors=True)
-
-
 def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(str(path), f"cannot be read ({error.strerror})", "Run `dvc repro`") from error
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes from training here until this one is done or dead. Raises `TrainingError`."""
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    with file:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not _locked(file.fileno()):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                problem = f"another process trains here: {file.read().strip() or 'unknown'}"
-                raise TrainingError(str(path), problem, "Wait for it or end it, then run again")
-            time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when its holder dies
-    except BlockingIOError:
-        return False
-    return True
+    if digest := sha256(path):
+        return digest
+    raise DataError(str(path), "is missing or cannot be read", "Run `dvc repro`")
 
 
 def _report(root: Path, state: State, card: ModelCard) -> None:

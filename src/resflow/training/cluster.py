@@ -32,12 +32,10 @@ from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
 from resflow.training.checkpoint import Folder, LocalFolder
 from resflow.training.display import Display, Event, Meter
-from resflow.training.remote import Arrays, Bucket
+from resflow.training.remote import MARK, Arrays, Bucket
 
 __all__ = ["Job", "fit"]
 
-MARK = "run"
-"""A file of each run's folder: a worker that does not see it does not share the folder."""
 RESIZE_SECONDS = 10.0
 """How often an elastic run looks for nodes that have joined; a minute by default."""
 SHOWN_EVERY = 0.2
@@ -113,9 +111,8 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
         _check_reachable(address)
         _prepare_to_join()
     if isinstance(job.runs, Bucket):
-        job.runs.check(job.name)
         job.runs.send(job.arrays)
-    job.folder().write(MARK, b"")
+    job.folder().write(MARK, job.arrays.key.encode())
     import logging
 
     import ray

@@ -10,6 +10,10 @@ Arrow's file system is used, which Ray Train brings along; publishing releases i
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,14 +21,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from resflow.errors import DataError, StoreError
-from resflow.files import explained, partial
+from resflow.files import explained, partial, sha256
 
-__all__ = ["Arrays", "Bucket", "BucketFolder"]
+__all__ = ["KEPT_DAYS", "MARK", "RUN", "Arrays", "Bucket", "BucketFolder"]
 
 CHUNK = 1 << 22
+KEPT_DAYS = 7.0
+"""What nobody has touched for so long is given up: checkpoints of a run, and arrays beyond the project."""
+RUN = re.compile(r"[0-9a-f]{16}")
+"""Names of runs and arrays; whatever else lies beside them is not ours to remove."""
+MARK = "run"
+"""A file of each run's folder, which says what arrays it needs: a worker that does not see it does not share the
+folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +54,7 @@ class Arrays:
 
     def whole(self, folder: Path) -> bool:
         """Whether `folder` holds exactly these."""
-        return all(_digest(folder / name) == digest for name, digest in self.digests.items())
+        return all(sha256(folder / name) == digest for name, digest in self.digests.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +103,7 @@ class Bucket:
     def send(self, arrays: Arrays) -> None:
         """Upload what is not there yet. Raises `StoreError`."""
         folder = self.folder(f"arrays/{arrays.key}")
+        folder.write("used", b"")  # first: whoever removes what is old sees that it is needed
         with _translated(self.url):
             there = folder.sizes()
             for name in sorted(arrays.digests):
@@ -108,23 +120,46 @@ class Bucket:
             folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):  # workers of one node come at once
             for name, digest in arrays.digests.items():
-                if _digest(folder / name) == digest:
+                if sha256(folder / name) == digest:
                     continue
                 with _translated(self.url):
                     remote.copy_out(name, partial(folder / name))
-                if _digest(partial(folder / name)) != digest:
+                if sha256(partial(folder / name)) != digest:
                     partial(folder / name).unlink()
                     mend = "Delete it in the store and run again: it is sent anew"
                     raise DataError(f"{self.url}/arrays/{arrays.key}/{name}", "is damaged", mend)
                 partial(folder / name).replace(folder / name)
+            os.utime(folder / "lock")
+        _clean(cache)
         return folder
+
+    def clean(self, name: str, keep: str, days: float = KEPT_DAYS) -> None:
+        """Remove the finished run `name`, all but the file `keep`, and what nobody has touched for `days`.
+
+        Arrays stay as long as a run that is left needs them. Raises `StoreError`.
+        """
+        oldest = time.time() - days * 86400
+        self.folder(name).remove(keep)
+        needed = set()
+        for run in self._below(""):
+            if run != name and self.folder(run).touched() < oldest:
+                self.folder(run).remove()
+            elif run != name:
+                with suppress(FileNotFoundError):  # a run on one machine needs none
+                    needed.add(self.folder(run).read(MARK).decode())
+        for key in set(self._below("arrays")) - needed:
+            if self.folder(f"arrays/{key}").touched() < oldest:
+                self.folder(f"arrays/{key}").remove()
+
+    def _below(self, prefix: str) -> list[str]:
+        return [name for name in self.folder(prefix).names() if RUN.fullmatch(name)]
 
 
 class BucketFolder:
     """The checkpoints of one run, or any few files, as objects: each appears whole, as S3 promises."""
 
     def __init__(self, bucket: Bucket, name: str) -> None:
-        self._bucket, self._path, self._fs = bucket, f"{bucket.path}/{name}", bucket.filesystem()
+        self._bucket, self._path, self._fs = bucket, f"{bucket.path}/{name}".rstrip("/"), bucket.filesystem()
 
     def __str__(self) -> str:
         return f"s3://{self._path}"
@@ -157,10 +192,27 @@ class BucketFolder:
         with _translated(str(self)), suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._path}/{name}")
 
-    def remove(self) -> None:
-        """Remove all."""
-        for name in self.names():
-            self.delete(name)
+    def touched(self) -> float:
+        """When the newest object at any depth was written, in seconds since 1970; 0 where there is none."""
+        from pyarrow.fs import FileSelector
+
+        with _translated(str(self)):
+            found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True, recursive=True))
+        return max((info.mtime.timestamp() for info in found if info.mtime), default=0.0)
+
+    def remove(self, keep: str = "") -> None:
+        """Remove all that lies there and below, but for the object `keep`."""
+        from pyarrow.fs import FileSelector, FileType
+
+        with _translated(str(self)), suppress(FileNotFoundError):
+            if not keep:
+                self._fs.delete_dir(self._path)
+                return
+            for info in self._fs.get_file_info(FileSelector(self._path, allow_not_found=True)):
+                if info.type == FileType.Directory:
+                    self._fs.delete_dir(info.path)
+                elif info.base_name != keep:
+                    self._fs.delete_file(info.path)
 
     def copy_in(self, path: Path, name: str) -> None:
         """Upload a file."""
@@ -175,6 +227,15 @@ class BucketFolder:
                 file.write(chunk)
 
 
+def _clean(cache: Path) -> None:
+    """Remove arrays that no run has asked this node for in a week; who reads one still keeps it open."""
+    for lock in cache.glob("*/lock"):
+        with suppress(OSError, Timeout):  # another process was faster, or fetches it now
+            if RUN.fullmatch(lock.parent.name) and time.time() - lock.stat().st_mtime > KEPT_DAYS * 86400:
+                with FileLock(lock, timeout=0):
+                    shutil.rmtree(lock.parent)
+
+
 @contextmanager
 def _translated(where: str, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
     """Arrow's errors are `OSError`, which for an object store means the store."""
@@ -186,11 +247,3 @@ def _translated(where: str, but: type[OSError] | tuple[()] = ()) -> Iterator[Non
         reason = " ".join(str(error).split())[:300]
         mend = "See that the store answers and the bucket exists (`resflow doctor`), then run again"
         raise StoreError(where, f"cannot be used for checkpoints and data of workers ({reason})", mend) from error
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None

@@ -1,0 +1,250 @@
+"""Where unfinished runs are kept, who trains one, and when they are removed. What a checkpoint holds is `training`.
+
+    runs = place(root, os.environ.get("RESFLOW_STORAGE"))
+    with held(runs, name):      # nobody else trains this run meanwhile
+        ...
+        clean(runs, name)       # it is finished
+
+In a folder the kernel holds the lock (flock, which file servers share), and frees it when its holder dies. In a bucket
+it is a lease: an object that its holder writes anew every few seconds, and which others may take over once that stops,
+or at once where the holder was a process of this machine that is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from resflow import storage
+from resflow.errors import StoreError, TrainingError
+from resflow.files import explained
+from resflow.stages.paths import STATE
+from resflow.training.remote import KEPT_DAYS, RUN, Bucket
+
+__all__ = ["alone", "clean", "held", "place"]
+
+LOCK = "lock"
+WAIT_SECONDS = 30.0
+"""A stage whose `dvc repro` was killed ends a moment after it; whoever starts it again at once waits for that."""
+RENEW_SECONDS, LOST_SECONDS, FREE_SECONDS = 5.0, 20.0, 30.0
+"""When a lease is renewed, when its holder gives up if that did not succeed, and when others may take it."""
+
+
+def place(root: Path, storage: str | None) -> Path | Bucket:
+    """Where checkpoints lie: `storage`, a folder or an `s3://` prefix, or else the project itself.
+
+    Work trees of `resflow run --set` and of `dvc exp run --temp` lie within their project, and end with their command:
+    their checkpoints lie with the project, where the same command finds them after a kill.
+    """
+    if not (storage or "").startswith("s3://"):
+        within = (folder.parent for folder in root.parents if folder.name in (str(STATE), ".dvc"))
+        return (Path(storage) if storage else next(within, root) / STATE / "runs").resolve()
+    return Bucket(
+        url=str(storage),
+        endpoint=os.environ.get("AWS_ENDPOINT_URL_S3"),
+        access_key=os.environ.get("AWS_ACCESS_KEY_ID"),
+        secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+    )
+
+
+def clean(runs: Path | Bucket, name: str) -> None:
+    """Remove the checkpoints of a finished run, which we hold, and of those that nobody has touched for a week."""
+    if isinstance(runs, Bucket):
+        try:
+            runs.clean(name, keep=LOCK)
+        except StoreError as error:  # the model is made: that is worth a line, and no failure
+            print(f"old checkpoints stay where they are: {error}", file=sys.stderr)
+        return
+    shutil.rmtree(runs / name, ignore_errors=True)
+    for lock in runs.glob(f"*/{LOCK}"):
+        with suppress(OSError):  # another process was faster
+            # each new checkpoint touches its folder
+            if RUN.fullmatch(lock.parent.name) and time.time() - lock.parent.stat().st_mtime > KEPT_DAYS * 86400:
+                with lock.open("a") as file:
+                    if _locked(file):
+                        shutil.rmtree(lock.parent)
+    with suppress(OSError):  # other runs lie there
+        runs.rmdir()
+
+
+@contextmanager
+def held(runs: Path | Bucket, name: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
+    """Keep others from training this run until this process is done or dead. Raises `TrainingError`, `StoreError`."""
+    if isinstance(runs, Bucket):
+        runs.check(name)
+        lease = Lease(runs, f"{runs.url.rstrip('/')}/{name}/{LOCK}")
+        lease.take()
+        try:
+            yield
+        finally:
+            lease.leave()
+    else:
+        with alone(runs / name / LOCK, "this run", wait):
+            yield
+
+
+@contextmanager
+def alone(path: Path, what: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
+    """Hold the lock `path`, under which one process at a time trains `what`. Raises `TrainingError`."""
+    deadline, told = time.monotonic() + wait, False
+    while True:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        with file:
+            if _locked(file) and _is_there(path, file):
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+                yield
+                return
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+        if time.monotonic() > deadline:
+            problem = f"another process trains {what}: {holder}"
+            raise TrainingError(str(path), problem, "Wait for it or end it, then run again")
+        if not told:
+            print(f"waiting for process {holder}, which trains {what}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.1)
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_there(path: Path, file: IO[str]) -> bool:
+    """Whether the lock is the one that others see: who held it may have removed the finished run with it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+class Lease:
+    """An object in a bucket that says who trains a run, and by being renewed that they are alive."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        url: str,
+        *,
+        renew: float = RENEW_SECONDS,
+        lost: float = LOST_SECONDS,
+        free: float = FREE_SECONDS,
+    ) -> None:
+        self.url, self._renewed_every, self._lost_after, self._free_after = url, renew, lost, free
+        # keys are those of the environment, which boto3 finds as Arrow does
+        self._s3 = storage.client(storage.Endpoint(bucket.endpoint, region=bucket.region))
+        self._mark, self._count, self._etag = secrets.token_hex(8), 0, ""
+        self._done = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, daemon=True)
+
+    def take(self) -> None:
+        """Return once it is ours. Raises `TrainingError` where its holder lives, `StoreError`."""
+        first: str | None = None
+        while True:
+            seen = storage.look(self._s3, self.url)
+            if seen is None or seen.age > self._free_after or _is_gone(seen.content):
+                if etag := storage.replace(self._s3, self.url, self._content(), seen and seen.etag):
+                    self._etag = etag
+                    self._renewing.start()
+                    return
+                continue
+            if first not in (None, seen.etag):  # it was renewed meanwhile
+                problem = f"another process trains this run: {_told(seen.content)}"
+                raise TrainingError(self.url, problem, "Wait for it or end it, then run again")
+            if first is None:
+                print(f"looking whether {_told(seen.content)}, which trained this run, lives", file=sys.stderr)
+            first = seen.etag
+            time.sleep(1)
+
+    def leave(self) -> None:
+        """Let it go, so that the next one need not wait."""
+        self._done.set()
+        self._renewing.join(self._renewed_every)
+        with suppress(StoreError):  # then it ends by itself
+            if self._etag_of_ours():
+                storage.remove(self._s3, self.url)
+
+    def _content(self) -> bytes:
+        self._count += 1  # each is another object, with an ETag of its own
+        holder = {"machine": _machine(), "host": os.uname().nodename, "pid": os.getpid(), "start": _start(os.getpid())}
+        return json.dumps({**holder, "mark": self._mark, "count": self._count}).encode()
+
+    def _renew(self) -> None:
+        last = time.monotonic()
+        while not self._done.wait(self._renewed_every):
+            lost = threading.Timer(max(0.0, last + self._lost_after - time.monotonic()), self._lost)
+            lost.daemon = True
+            lost.start()
+            began = time.monotonic()
+            with suppress(StoreError):  # it is tried again
+                etag = storage.replace(self._s3, self.url, self._content(), self._etag) or self._etag_of_ours()
+                if etag is None:
+                    lost.cancel()
+                    self._lost()
+                    return
+                self._etag, last = etag, began
+            lost.cancel()
+
+    def _etag_of_ours(self) -> str | None:
+        """Of what we wrote, where the store's answer to that was lost."""
+        seen = storage.look(self._s3, self.url)
+        return seen.etag if seen and self._mark.encode() in seen.content else None
+
+    def _lost(self) -> None:
+        print(f"{self.url} could not be renewed: another process may train this run now", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)  # the stage unwinds and says how to go on
+
+
+def _told(content: bytes) -> str:
+    """The holder, for people."""
+    try:
+        holder = json.loads(content)
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "an unknown process"
+
+
+def _is_gone(content: bytes) -> bool:
+    """Whether the holder was a process of this machine and is no more."""
+    try:
+        holder = json.loads(content)
+        return bool(holder["machine"] == _machine() and holder["start"] != _start(int(holder["pid"])))
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _machine() -> str:
+    """This boot of this machine, and the namespace in which process ids count."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return secrets.token_hex(8)  # no Linux: nobody's
+
+
+def _start(pid: int) -> str | None:
+    """When a living process began, in ticks since boot (proc(5), field 22 of stat): its id alone may be another's."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

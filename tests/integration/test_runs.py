@@ -1,0 +1,178 @@
+"""Runs and arrays in a bucket: one process at a time trains a run, and what is given up is removed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resflow import storage
+from resflow.errors import StoreError, TrainingError
+from resflow.stages import runs
+from resflow.stages.runs import Lease
+from resflow.training.remote import Arrays, Bucket
+
+pytestmark = pytest.mark.integration
+
+NEVER = 3600.0
+HOLD = """
+import sys, time
+from pathlib import Path
+from resflow.stages import runs
+lease = runs.Lease(runs.place(Path("."), sys.argv[1]), sys.argv[2], renew=0.2)
+lease.take()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def bucket(store: tuple[Path, storage.Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A prefix of the test's own."""
+    for name, value in store[1].environment().items():
+        monkeypatch.setenv(name, value)
+    made = runs.place(tmp_path, f"s3://resflow/{tmp_path.name}")
+    assert isinstance(made, Bucket)
+    yield made
+    made.folder("").remove()
+
+
+@pytest.fixture
+def holder(bucket: Bucket) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lease `url(bucket)`."""
+    command = [sys.executable, "-c", HOLD, bucket.url, url(bucket)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def url(bucket: Bucket) -> str:
+    return f"{bucket.url}/{'0' * 16}/lock"
+
+
+def client(bucket: Bucket) -> Any:
+    return storage.client(storage.Endpoint(bucket.endpoint, region=bucket.region))
+
+
+# --- who --------------------------------------------------------------------------------------------------------------
+
+
+def test_of_several_at_once_one_trains_the_run_and_the_others_are_told_who(bucket: Bucket) -> None:
+    leases = [Lease(bucket, url(bucket), renew=0.2) for _ in range(4)]
+
+    def take(lease: Lease) -> str | None:
+        try:
+            lease.take()
+        except TrainingError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(leases)) as pool:
+        outcomes = list(pool.map(take, leases))
+    (winner,) = [lease for lease, outcome in zip(leases, outcomes, strict=True) if outcome is None]
+    told = f"{url(bucket)}: another process trains this run: process {os.getpid()} on {os.uname().nodename}. Wait"
+    assert all(outcome.startswith(told) for outcome in outcomes if outcome)
+    winner.leave()
+    assert storage.look(client(bucket), url(bucket)) is None
+    again = Lease(bucket, url(bucket))
+    again.take()
+    again.leave()
+
+
+def test_a_lease_is_free_once_its_holder_is_killed_on_this_machine(
+    bucket: Bucket, holder: subprocess.Popen[str]
+) -> None:
+    holder.kill()
+    holder.wait()
+    lease = Lease(bucket, url(bucket), free=NEVER)
+    lease.take()
+    lease.leave()
+
+
+def test_a_lease_of_another_machine_is_free_once_it_is_no_longer_renewed(
+    bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = b'{"machine": "elsewhere", "host": "elsewhere", "pid": 1, "start": "1"}'
+    assert storage.replace(client(bucket), url(bucket), content, None)
+    lease = Lease(bucket, url(bucket), free=2)
+    lease.take()
+    lease.leave()
+    assert capsys.readouterr().err == "looking whether process 1 on elsewhere, which trained this run, lives\n"
+
+
+def test_who_has_lost_the_lease_ends(bucket: Bucket, holder: subprocess.Popen[str]) -> None:
+    client(bucket).put_object(Bucket="resflow", Key=url(bucket).removeprefix("s3://resflow/"), Body=b"another's")
+    said = holder.communicate(timeout=60)[1]
+    assert holder.returncode == -signal.SIGTERM
+    assert said == f"{url(bucket)} could not be renewed: another process may train this run now\n"
+
+
+def test_a_bucket_that_is_missing_is_told_before_anything_else(bucket: Bucket) -> None:
+    wrong = runs.place(Path(), "s3://nowhere/runs")
+    with pytest.raises(StoreError, match="cannot be used for checkpoints"), runs.held(wrong, "0" * 16):
+        pass
+
+
+# --- how long ---------------------------------------------------------------------------------------------------------
+
+
+def arrays(folder: Path, content: bytes) -> Arrays:
+    folder.mkdir()
+    (folder / "train.npy").write_bytes(content)
+    from resflow.files import sha256
+
+    return Arrays(folder=folder, digests={"train.npy": str(sha256(folder / "train.npy"))})
+
+
+def test_what_was_given_up_is_removed_from_the_bucket_and_what_a_run_needs_is_kept(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    finished, old, kept = ("0" * 16, "1" * 16, "2" * 16)
+    needed, unneeded = arrays(tmp_path / "needed", b"1"), arrays(tmp_path / "unneeded", b"2")
+    for given in (needed, unneeded):
+        bucket.send(given)
+    for name in (finished, old):
+        bucket.folder(name).write("000000001-00000.cpu.pt", b"state")
+        bucket.folder(f"{name}/of/ray").write("snapshot.json", b"{}")
+    bucket.folder("photographs").write("holiday.jpg", b"")
+    time.sleep(3)
+    recent = arrays(tmp_path / "recent", b"3")
+    bucket.send(recent)
+    bucket.folder(kept).write("run", needed.key.encode())
+    bucket.folder(finished).write("lock", b"")
+
+    bucket.clean(finished, keep="lock", days=1.5 / 86400)
+    assert set(bucket.folder("").names()) >= {kept, "arrays", "photographs"}
+    assert old not in bucket.folder("").names()
+    assert bucket.folder(finished).names() == ["lock"]
+    assert set(bucket.folder("arrays").names()) == {needed.key, recent.key}
+    assert set(bucket.folder(f"arrays/{needed.key}").names()) == {"train.npy", "used"}
+
+
+def test_a_node_keeps_the_arrays_it_was_asked_for_within_a_week(bucket: Bucket, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first, second = arrays(tmp_path / "first", b"1"), arrays(tmp_path / "second", b"2")
+    for given in (first, second):
+        bucket.send(given)
+    folder = bucket.fetch(first, cache)
+    assert first.whole(folder)
+    (cache / "photographs").mkdir()
+    bucket.fetch(second, cache)
+    assert first.whole(folder)
+    os.utime(folder / "lock", times=(0, 0))
+    bucket.fetch(second, cache)
+    assert {path.name for path in cache.iterdir()} == {second.key, "photographs"}
+    os.utime(cache / second.key / "lock", times=(0, 0))
+    bucket.fetch(second, cache)
+    assert second.whole(cache / second.key), "what is asked for now is not old"

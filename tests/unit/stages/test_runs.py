@@ -1,0 +1,128 @@
+"""Where unfinished runs lie, that one process at a time trains one, and what is removed when one is finished."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from resflow.errors import TrainingError
+from resflow.stages import runs
+from resflow.training.remote import KEPT_DAYS, Bucket
+
+MINE, OTHER, OLD = "0" * 16, "1" * 16, "2" * 16
+HOLD = """
+import sys, time
+from pathlib import Path
+from resflow.stages import runs
+with runs.held(Path(sys.argv[1]), sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def holder(folder: Path, name: str) -> subprocess.Popen[str]:
+    """Another process that trains the run `name`."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), name], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def make(folder: Path, days: float) -> Path:
+    """A run that was given up so many days ago."""
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    (folder / "000000001-00000.cpu.pt").write_bytes(b"state")
+    os.utime(folder, times=(time.time() - days * 86400,) * 2)
+    return folder
+
+
+# --- where ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", ["", ".resflow/worktrees/12-34", ".dvc/tmp/exps/tmpabc"])
+def test_a_work_tree_keeps_its_checkpoints_with_its_project(tmp_path: Path, inside: str) -> None:
+    assert runs.place(tmp_path / inside, None) == tmp_path.resolve() / ".resflow/runs"
+
+
+def test_what_the_user_names_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runs.place(tmp_path / ".resflow/worktrees/1-2", str(tmp_path / "shared")) == (tmp_path / "shared").resolve()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:8333")
+    bucket = runs.place(tmp_path, "s3://bucket/runs")
+    assert isinstance(bucket, Bucket)
+    assert (bucket.path, bucket.endpoint) == ("bucket/runs", "http://store:8333")
+
+
+# --- who --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_held_by_one_process_and_free_once_that_is_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = holder(tmp_path, MINE)
+    try:
+        refused = rf"another process trains this run: {process.pid}\. Wait for it or end it"
+        with pytest.raises(TrainingError, match=refused), runs.held(tmp_path, MINE, wait=0.2):
+            pass
+        assert capsys.readouterr().err == f"waiting for process {process.pid}, which trains this run\n"
+        with runs.held(tmp_path, OTHER, wait=0.2):  # another run is nobody's
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with runs.held(tmp_path, MINE):
+        assert (tmp_path / MINE / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_who_waited_for_a_run_that_was_finished_holds_it_against_the_next(tmp_path: Path) -> None:
+    """The lock is removed with the run: who waited has opened a file that others no longer see."""
+    with runs.held(tmp_path, MINE):
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path), MINE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert waiting.stdout is not None
+        assert waiting.stderr is not None
+        try:
+            assert "waiting for process" in waiting.stderr.readline()
+            runs.clean(tmp_path, MINE)
+        except BaseException:
+            waiting.kill()
+            raise
+    try:
+        assert waiting.stdout.readline() == "held\n"
+        with pytest.raises(TrainingError), runs.held(tmp_path, MINE, wait=0.2):
+            pass
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+# --- how long ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_goes_and_with_it_those_given_up_a_week_ago_that_nobody_trains(tmp_path: Path) -> None:
+    for name in (MINE, OTHER):
+        make(tmp_path / name, 0)
+    make(tmp_path / OLD, KEPT_DAYS + 1)
+    trained = make(tmp_path / ("3" * 16), KEPT_DAYS + 1)
+    foreign = make(tmp_path / "photographs", KEPT_DAYS + 1)
+    process = holder(tmp_path, trained.name)
+    os.utime(trained, times=(0, 0))
+    try:
+        with runs.held(tmp_path, MINE):
+            runs.clean(tmp_path, MINE)
+    finally:
+        process.kill()
+        process.wait()
+    assert {path.name for path in tmp_path.iterdir()} == {OTHER, trained.name, foreign.name}
+
+
+def test_the_last_finished_run_leaves_no_folder(tmp_path: Path) -> None:
+    with runs.held(tmp_path / "runs", MINE):
+        runs.clean(tmp_path / "runs", MINE)
+    assert not (tmp_path / "runs").exists()
