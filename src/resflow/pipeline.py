@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from resflow.errors import RETRYABLE, SetupError, StageError
 from resflow.files import write
@@ -132,11 +133,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def worktree(root: Path, commit: str, params_text: str) -> Iterator[Path]:
     """A second work tree of `commit` with its own params.yaml, sharing DVC's cache; removed at the end.
 
-    Experiments run there, so that the user's files stay as they are.
+    Experiments run there, so that the user's files stay as they are. That of a killed process is removed by the next.
     """
     folder = root / ".resflow" / "worktrees" / f"{os.getpid()}-{time.time_ns()}"
-    _git(root, "worktree", "add", "--quiet", "--detach", str(folder), commit)
-    try:
+    with _worktree_kept(root, folder):
+        _git(root, "worktree", "add", "--quiet", "--detach", str(folder), commit)
         (folder / "params.yaml").write_text(params_text)
         local = root / ".dvc" / "config.local"
         if local.is_file():
@@ -145,8 +146,30 @@ def worktree(root: Path, commit: str, params_text: str) -> Iterator[Path]:
         # what the last run made, else every stage with an output that DVC does not cache would run again
         _dvc(folder, ["checkout", "--quiet", "--allow-missing"], lambda line: None, None)
         yield folder
+
+
+@contextmanager
+def _worktree_kept(root: Path, folder: Path) -> Iterator[None]:
+    """Hold a lock that says the work tree is in use, and remove it in the end. First remove those that nobody holds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mine = FileLock(folder.with_suffix(".lock"))
+    with FileLock(folder.parent / "lock"):
+        for other in filter(Path.is_dir, folder.parent.iterdir()):
+            with suppress(Timeout), FileLock(other.with_suffix(".lock"), timeout=0):
+                _remove_worktree(root, other)
+        mine.acquire()
+    try:
+        yield
     finally:
-        _git(root, "worktree", "remove", "--force", str(folder))
+        _remove_worktree(root, folder)
+        mine.release()
+
+
+def _remove_worktree(root: Path, folder: Path) -> None:
+    # twice: git holds one locked that was never finished; where git knows of none, the files go all the same
+    subprocess.run(["git", "worktree", "remove", "--force", "--force", str(folder)], cwd=root, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _declared(root: Path) -> dict[str, Any]:
