@@ -359,7 +359,8 @@ def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
     if overrides:
         settings = params.parse(params.override(params.read(path), overrides, "--set or --params"), "--set or --params")
     registry.check(root)
-    if release and os.environ.get("AWS_ENDPOINT_URL_S3"):
+    on_cluster = os.environ.get("RAY_ADDRESS") and not os.environ.get("RESFLOW_STORAGE")  # whose workers meet in it
+    if (release or on_cluster) and os.environ.get("AWS_ENDPOINT_URL_S3"):
         storage.ensure_bucket(store.endpoint(root), settings.store.bucket)
 
 

@@ -231,7 +231,9 @@ def test_a_bucket_of_another_store_is_never_made(project: Project, store: tuple[
     project.edit(store__bucket="reslfow")
     given = store[1].environment()
     assert "s3://reslfow: there is no such bucket" in refuse(project, "resflow", "run", **given)
-    assert "s3://reslfow: there is no such bucket" in refuse(project, "resflow", "run", **given)
+    # without a release too, where the workers of a cluster are to meet in it
+    on_cluster = refuse(project, "resflow", "run", "--no-release", RAY_ADDRESS=NOBODY.removeprefix("http://"), **given)
+    assert on_cluster.startswith("error: s3://reslfow: there is no such bucket")
 
 
 def test_a_pull_that_fails_leaves_nothing(released: Project, tmp_path: Path) -> None:
