@@ -151,7 +151,11 @@ def predict(
 
     Dark strokes on a light ground are inverted, since the networks learnt light on dark; the output says where.
     """
+    from resflow.evaluation import pictures
+
     path = _model_path(model)  # before torch is imported: a wrong name is told at once
+    for image in images:
+        pictures.check(image)
     from resflow.evaluation.predict import predict as classify
 
     predictions = classify(images, path)

@@ -272,7 +272,7 @@ def test_an_image_that_is_no_image_is_named_and_nothing_is_printed_of_the_others
 def test_a_model_that_is_no_model_is_named(fetched: Project, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    error = refuse(fetched, "resflow", "predict", "a.png", "--model", str(path))
+    error = refuse(fetched, "resflow", "predict", "params.yaml", "--model", str(path))
     assert error.startswith(f"error: {path}: is not a whole safetensors file")
 
 

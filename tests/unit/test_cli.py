@@ -109,3 +109,16 @@ def test_a_table_on_a_pipe_is_aligned_and_never_cut(capfd: pytest.CaptureFixture
         f"bcd   {long}  two lines",
     ]
     assert "\x1b" not in out
+
+
+def test_an_image_that_does_not_exist_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    model, image = tmp_path / "model.safetensors", tmp_path / "none.png"
+    script = (
+        "import sys\nfrom resflow.cli import main\n"
+        f"sys.argv = ['resflow', 'predict', {str(image)!r}, '--model', {str(model)!r}]\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {image}: does not exist. Give a PNG or JPEG file\n"
+    assert done.stdout == "False\n"

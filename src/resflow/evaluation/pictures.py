@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from resflow.errors import ImageError
 
-__all__ = ["Picture", "read"]
+__all__ = ["Picture", "check", "read"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Others are left out because Pillow runs other programs for some of them."""
@@ -64,10 +64,15 @@ def read(path: Path, shape: tuple[int, int, int]) -> Picture:
     return Picture(np.rint(pixels).clip(0, 255).astype(np.uint8)[:, :, None], inverted, centred)
 
 
-def _open(path: Path) -> Image.Image:
+def check(path: Path) -> None:
+    """Raise `ImageError` where there is no file."""
     if not path.is_file():
         seen = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise ImageError(str(path), seen, "Give a PNG or JPEG file")
+
+
+def _open(path: Path) -> Image.Image:
+    check(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged tags that do not matter here
