@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from resflow import params
 from resflow.data import arrays
-from resflow.nets import create
+from resflow.nets import altered, create
 from resflow.params import Checkpoint, Params
 
 EPOCHS = 5
@@ -69,7 +69,7 @@ class Data:
 
 
 def network(settings: Params) -> nn.Module:
-    net = create(settings.net.name, in_channels=1, num_classes=10)
+    net = create(altered(settings.net.name, settings.net.changes), in_channels=1, num_classes=10)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -247,7 +247,8 @@ def _card(settings: Params) -> Any:
     from resflow.nets.file import ModelCard
 
     classes = tuple("0123456789")
-    return ModelCard(structure=settings.net.name, image_shape=(28, 28, 1), classes=classes, mean=(MEAN,), std=(STD,))
+    structure = altered(settings.net.name, settings.net.changes)
+    return ModelCard(structure=structure, image_shape=(28, 28, 1), classes=classes, mean=(MEAN,), std=(STD,))
 
 
 def _job(folder: Path, settings: Params) -> Any:

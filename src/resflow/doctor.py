@@ -179,10 +179,12 @@ def _repository(root: Path) -> str:
 
 
 def _parameters(root: Path) -> str:
-    from resflow import params
+    from resflow import nets, params
 
     loaded = params.load(root / "params.yaml")
-    return f"valid; trains {loaded.net.name} for {loaded.train.epochs} epochs"
+    nets.altered(loaded.net.name, loaded.net.changes)
+    changed = f", changed in {', '.join(loaded.net.changes)}," if loaded.net.changes else ""
+    return f"valid; trains {loaded.net.name}{changed} for {loaded.train.epochs} epochs"
 
 
 # --- servers --------------------------------------------------------------------------------------------------------

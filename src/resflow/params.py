@@ -46,6 +46,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 StrictCount = Annotated[int, Field(ge=1, strict=True)]
 """For lists, which YAML gives and a tuple takes only without strictness."""
+Counts = Annotated[tuple[StrictCount, ...], Field(min_length=1, strict=False)]
 
 
 class Section(BaseModel):
@@ -105,20 +106,93 @@ class Prepare(Section):
 
 
 class Net(Section):
-    """Which network is trained."""
+    """Which network is trained: a structure by its name, and what differs from it; null is what the name says.
+
+    docs/networks.md has the structures and what they cost.
+    """
 
     # Spelt out, so that editors complete it and a misspelt one is told at once, without torch. A test compares.
     name: Literal[
         "resnet8_max",
         "resnet8_avg",
+        "resnet8",
         "resnet20",
         "resnet32",
         "resnet44",
         "resnet56",
         "resnet110",
+        "resnet1202",
+        "plain8",
+        "plain20",
+        "plain32",
+        "plain44",
+        "plain56",
+        "plain110",
+        "preact_resnet8",
+        "preact_resnet20",
+        "preact_resnet32",
+        "preact_resnet44",
+        "preact_resnet56",
+        "preact_resnet110",
+        "preact_resnet164",
+        "preact_resnet1001",
+        "wrn-16-4",
+        "wrn-28-10",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "preact_resnet18",
+        "preact_resnet34",
+        "preact_resnet50",
+        "preact_resnet101",
+        "preact_resnet152",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+        "seresnet50",
+        "resnet50d",
         "article_cnn",
     ]
     """A structure of `resflow.nets`."""
+    block: Literal["plain", "basic", "bottleneck", "preact_basic", "preact_bottleneck"] | None
+    """`plain` is `basic` without shortcuts, `preact_...` has norm and activation before each convolution."""
+    blocks: Counts | None
+    """Blocks in each stage; every stage but the first halves height and width."""
+    widths: Counts | None
+    """Channels of each stage; those out of a bottleneck are four times as many."""
+    inner: Count | None
+    """Multiplies the channels of a bottleneck's 3x3 convolution alone."""
+    groups: Count | None
+    """Groups of a bottleneck's 3x3 convolution."""
+    stem: Literal["conv3x3", "patch4x4", "patch5x5", "conv7x7", "deep"] | None
+    """The first three for small images, of which `conv3x3` keeps the size and the others halve it; `conv7x7` and `deep`
+    quarter it."""
+    stem_width: Count | None
+    """Channels out of the stem."""
+    shortcut: Literal["A", "B", "C"] | None
+    """Where sizes differ, `A` pads with zeros, `B` projects by a 1x1 convolution; `C` projects in every block."""
+    downsample: Literal["stride", "average", "blur"] | None
+    """How a block halves: by strides, with 2x2 averages in the shortcut, or low-pass filtered."""
+    se: Annotated[int, Field(ge=0)] | None
+    """Squeeze-and-excitation: channels for each of its hidden layer, often 16; 0 for none."""
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] | None
+    """Probability that training drops the last block's branch; that of earlier ones is less, in proportion."""
+    activation: Literal["relu", "leaky_relu", "silu", "gelu", "mish"] | None
+    """After each norm."""
+    norm: Literal["batch", "group", "none"] | None
+    """`group` normalises 16 channels together; `none` needs `init` `fixup` or `skipinit`."""
+    init: Literal["he", "zero_norm", "orthogonal", "fixup", "skipinit"] | None
+    """How weights start: `he` by fan-out, `zero_norm` with the last norm of each block at zero as well."""
+    pool: Literal["average", "max"] | None
+    """Global pooling before the classifier."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What differs from the structure of that name."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
 class Train(Section):
@@ -362,6 +436,8 @@ KINDS = {
     "tuple_type": "be a list",
 }
 """What pydantic wants to see, in the words of YAML."""
+MANY = 10
+"""Choices that an error still lists."""
 ALIASES = {"learning_rate": "lr", "structure": "net.name", "architecture": "net.name", "model": "net.name"}
 """Other names by which people look for a parameter, where spelling does not lead there."""
 
@@ -378,6 +454,8 @@ def _explain(error: ValidationError, where: str) -> ParamsError:
         message = first["msg"].removeprefix("Value error, ")
         return ParamsError(where, f"parameter {field!r} {message}", "docs/parameters.md explains each")
     wanted = KINDS.get(first["type"]) or re.sub(r"^\w+ should ", "", first["msg"])
+    if first["type"] == "literal_error" and wanted.count("'") > 2 * MANY:
+        wanted = "be one of those that docs/parameters.md lists"
     problem = f"parameter {field!r} is {reprlib.repr(first['input'])}, but should {wanted}"
     near = _nearest_choice(first) or f"Change {field!r}; docs/parameters.md explains it"
     return ParamsError(where, problem, near)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jsonschema
 import pytest
@@ -24,7 +24,8 @@ data.sources
 data.files.train_images.name data.files.train_images.sha256 data.files.train_labels.name data.files.train_labels.sha256
 data.files.test_images.name data.files.test_images.sha256 data.files.test_labels.name data.files.test_labels.sha256
 prepare.classes prepare.validation_fraction
-net.name
+net.name net.block net.blocks net.widths net.inner net.groups net.stem net.stem_width net.shortcut net.downsample net.se
+net.stochastic_depth net.activation net.norm net.init net.pool
 train.epochs train.batch_size train.accumulate train.optimizer train.lr train.momentum train.weight_decay
 train.clip_norm train.schedule train.warmup_fraction train.label_smoothing train.ema train.shift train.flip train.rotate
 train.scale train.erase train.mixup train.precision train.compile train.device train.num_workers train.shards
@@ -70,6 +71,22 @@ def test_parameters_cannot_be_changed_once_read() -> None:
 
 def test_the_structures_that_can_be_asked_for_are_those_that_exist() -> None:
     assert SCHEMA["$defs"]["Net"]["properties"]["name"]["enum"] == nets.names()
+
+
+def test_what_can_be_changed_of_a_structure_is_what_it_has_with_the_same_choices() -> None:
+    asked = {name: field["anyOf"][0] for name, field in SCHEMA["$defs"]["Net"]["properties"].items() if name != "name"}
+    hints = get_type_hints(nets.Structure)
+    assert asked.keys() == hints.keys()
+    for name, field in asked.items():
+        choices = [choice for choice in get_args(hints[name]) if isinstance(choice, str)]
+        assert field.get("enum", []) == choices, name
+
+
+def test_what_is_null_in_net_changes_nothing() -> None:
+    assert params.load(ROOT / "params.yaml").net.changes == {}
+    net = params.parse(changed(net__blocks=[2, 2], net__widths=[8, 16], net__se=4), "params.yaml").net
+    assert net.changes == {"blocks": (2, 2), "widths": (8, 16), "se": 4}
+    jsonschema.validate(changed(net__blocks=[2, 2], net__widths=[8, 16], net__se=4), SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +156,18 @@ def test_a_wrong_type_is_named_with_what_was_expected(change: dict[str, Any], sa
         ({"train__shift": -1}, "'train.shift' is -1, but should be greater than or equal to 0"),
         ({"checkpoint__seconds": -1.0}, "'checkpoint.seconds' is -1.0, but should be greater than or equal to 0"),
         ({"prepare__classes": ["cat", "dog", "cat"]}, "'prepare.classes' names 'cat' more than once"),
-        ({"net__name": "resnet8"}, "'net.name' is 'resnet8', but should be 'resnet8_max'"),
+        (
+            {"net__name": "resnet21"},
+            "'net.name' is 'resnet21', but should be one of those that docs/parameters.md lists",
+        ),
+        ({"net__name": "resnet8max"}, "Did you mean 'resnet8_max'?"),
+        (
+            {"net__norm": "bach"},
+            "'net.norm' is 'bach', but should be 'batch', 'group' or 'none'. Did you mean 'batch'?",
+        ),
+        ({"net__blocks": 3}, "'net.blocks' is 3, but should be a list"),
+        ({"net__blocks": [3, 0]}, "'net.blocks.1' is 0, but should be greater than or equal to 1"),
+        ({"net__stochastic_depth": 1.0}, "'net.stochastic_depth' is 1.0, but should be less than 1"),
         ({"train__optimizer": "sdg"}, "Did you mean 'sgd'?"),
     ],
 )

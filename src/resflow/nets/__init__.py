@@ -1,54 +1,77 @@
-"""Networks by name: `create("resnet20", in_channels=3, num_classes=10)`; `names()` lists them.
+"""Networks by name: `create("resnet20", in_channels=3, num_classes=10)`; `names()` lists them, `altered` changes one.
 
-Knows torch only. Blocks and initialisation are in `resnet`, model files in `file`.
+Knows torch only, and that not before a network is built. What tells structures apart is `structure`, those with a name
+are in `table`, `resnet` builds them, `file` has model files.
 """
 
 from __future__ import annotations
 
 import difflib
-
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from resflow.errors import NetError
-from resflow.nets.article import ArticleCNN
-from resflow.nets.resnet import ResidualNet, Structure
+from resflow.nets.structure import Structure
+from resflow.nets.table import STRUCTURES
 
-__all__ = ["create", "names"]
+if TYPE_CHECKING:
+    from torch import nn
 
+__all__ = ["Structure", "altered", "check_fits", "create", "names"]
 
-def _cifar(blocks: int) -> Structure:
-    """He et al. 2016, section 4.2: 6n + 2 layers for 32x32 images."""
-    return Structure(blocks=(blocks,) * 3, widths=(16, 32, 64), stem="conv3x3", shortcut="A", pool="average")
-
-
-STRUCTURES = {
-    "resnet8_max": Structure(
-        blocks=(1, 1, 1), widths=(16, 48, 96), stem="patch5x5", shortcut="B", pool="max"
-    ),
-    "resnet8_avg": Structure(
-        blocks=(1, 1, 1), widths=(16, 32, 64), stem="patch4x4", shortcut="B", pool="average"
-    ),
-    "resnet20": _cifar(3),
-    "resnet32": _cifar(5),
-    "resnet44": _cifar(7),
-    "resnet56": _cifar(9),
-    "resnet110": _cifar(18),
-}  # fmt: skip
+ARTICLE = "article_cnn"
+ARTICLE_SIDE = 8
+"""Its three poolings halve."""
 
 
 def names() -> list[str]:
     """Every name that `create` knows."""
-    return [*STRUCTURES, "article_cnn"]
+    return [*STRUCTURES, ARTICLE]
 
 
-def create(name: str, *, in_channels: int, num_classes: int) -> nn.Module:
-    """Build a structure by name, in float32 on the CPU, its weights drawn from torch's global generator.
+def create(structure: str | Structure, *, in_channels: int, num_classes: int) -> nn.Module:
+    """Build a structure, in float32 on the CPU, its weights drawn from torch's global generator.
 
     The module maps images (N, in_channels, H, W) to logits (N, num_classes). Raises `NetError` for an unknown name.
     """
-    if name == "article_cnn":
+    # both, whichever is asked for: dvc.yaml says what a stage loads
+    from resflow.nets.article import ArticleCNN
+    from resflow.nets.resnet import ResidualNet
+
+    if structure == ARTICLE:
         return ArticleCNN(in_channels=in_channels, num_classes=num_classes)
-    if name not in STRUCTURES:
-        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4) or names()
-        raise NetError("net.name", f"unknown structure {name!r}", f"Nearest known: {', '.join(near)}")
-    return ResidualNet(STRUCTURES[name], in_channels=in_channels, num_classes=num_classes)
+    return ResidualNet(find(structure), in_channels=in_channels, num_classes=num_classes)
+
+
+def altered(name: str, changes: Mapping[str, Any]) -> str | Structure:
+    """The structure of that name with some fields changed; its name alone where that changes nothing.
+
+    Raises `NetError` for an unknown name, or for what does not go together.
+    """
+    if name == ARTICLE:
+        if changes:
+            mend = "Set it to null, or name a residual network"
+            raise NetError(f"net.{min(changes)}", f"is given, but {ARTICLE} has no such part", mend)
+        return name
+    made = replace(find(name), **changes)
+    return name if made == STRUCTURES[name] else made
+
+
+def check_fits(structure: str | Structure, height: int, width: int) -> None:
+    """Raise `NetError` where images of so many pixels are too small for the strides of a structure."""
+    if structure != ARTICLE:
+        find(structure).check_fits(height, width)
+    elif min(height, width) < ARTICLE_SIDE:
+        problem = f"{ARTICLE} halves images 3 times, which {height}x{width} ones do not bear"
+        raise NetError("net.name", problem, f"Give it at least {ARTICLE_SIDE}x{ARTICLE_SIDE} pixels")
+
+
+def find(structure: str | Structure) -> Structure:
+    """What a name stands for, but for the article's network. Raises `NetError`."""
+    if isinstance(structure, Structure):
+        return structure
+    if structure not in STRUCTURES:
+        near = difflib.get_close_matches(structure, names(), n=3, cutoff=0.4) or names()
+        raise NetError("net.name", f"unknown structure {structure!r}", f"Nearest known: {', '.join(near)}")
+    return STRUCTURES[structure]

@@ -6,6 +6,7 @@ The same network gives the same bytes: tensors in the order of their names, meta
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resflow.errors import DataError
+from resflow.errors import DataError, NetError
 from resflow.files import write
-from resflow.nets import create
+from resflow.nets import Structure, check_fits, create
 
-__all__ = ["ModelCard", "load", "save"]
+__all__ = ["ModelCard", "load", "renamed", "save"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What a network takes and gives."""
 
-    structure: str
-    """Its name in `resflow.nets`."""
+    structure: str | Structure
+    """Its name in `resflow.nets`, or all that tells it from others."""
     image_shape: tuple[int, int, int]
     """Height, width and channels of an image."""
     classes: tuple[str, ...]
@@ -37,7 +38,8 @@ class ModelCard:
     """Standard deviation of each channel, likewise."""
 
     def network(self) -> nn.Module:
-        """A new network of this structure, with untrained weights."""
+        """A new network of this structure, with untrained weights. Raises `NetError` for images that are too small."""
+        check_fits(self.structure, *self.image_shape[:2])
         return create(self.structure, in_channels=self.image_shape[2], num_classes=len(self.classes))
 
 
@@ -66,11 +68,23 @@ def load(path: Path) -> tuple[nn.Module, ModelCard]:
         ) from error
     try:
         fields: dict[str, Any] = json.loads(metadata["resflow"])
-        card = ModelCard(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})  # type: ignore[arg-type]
+        if isinstance(fields["structure"], dict):
+            fields["structure"] = Structure(**_tuples(fields["structure"]))
+        card = ModelCard(**_tuples(fields))
         net = card.network()
-        net.load_state_dict(weights)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        net.load_state_dict(renamed(weights))
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, NetError) as error:
         reason = str(error).strip().partition("\n")[0]
         problem = f"is not a model of this resflow: its metadata or its weights do not fit ({reason})"
         raise DataError(str(path), problem, "Give a model that this version of resflow has trained") from error
     return net.eval().to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
+
+
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names of today: older files count stages from 0, as `stages.0`, where torchvision has `layer1`."""
+    return {re.sub(r"^stages\.(\d+)", lambda found: f"layer{int(found[1]) + 1}", key): weights[key] for key in weights}
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists only."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -20,6 +20,7 @@ import torch
 from resflow.data import arrays
 from resflow.errors import DataError
 from resflow.files import csv_bytes, json_bytes, sha256, write
+from resflow.nets import altered
 from resflow.nets import file as model_file
 from resflow.nets.file import ModelCard
 from resflow.params import Params
@@ -51,12 +52,12 @@ def run(root: Path, params: Params) -> None:
 
 
 def _job(root: Path, params: Params) -> Job:
-    given = _arrays(root)
+    given, card = _arrays(root), _card(root, params)
     return Job(
         train=params.train,
         checkpoint=params.checkpoint,
         seed=params.seed,
-        card=_card(root, params),
+        card=card,
         arrays=given,
         runs=runs.place(root, os.environ.get("RESFLOW_STORAGE")),
         name=_run_name(root, params, given),
@@ -72,13 +73,13 @@ def _card(root: Path, params: Params) -> ModelCard:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(str(root / SHEET), f"is damaged ({error})", "Run `dvc repro --force prepare`") from error
     card = ModelCard(
-        structure=params.net.name,
+        structure=altered(params.net.name, params.net.changes),
         image_shape=(height, width, channels),
         classes=tuple(described["classes"]),
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
     )
-    card.network()  # an unknown structure is told before anything starts
+    card.network()  # a structure that does not fit is told before anything starts
     return card
 
 
@@ -93,7 +94,8 @@ def _run_name(root: Path, params: Params, given: Arrays) -> str:
 
     With shards it does not depend on the workers, so that as many as there are go on with it.
     """
-    train = params.train.model_dump(exclude={"max_failures"} | ({"num_workers"} if params.train.shards else set()))
+    indifferent = {"max_failures"} | ({"num_workers"} if params.train.shards else set())
+    train = params.train.model_dump(exclude=indifferent)
     digest = hashlib.sha256(repr((torch.__version__, params.seed, params.net, train, given.key)).encode())
     code = [Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("resflow.")]
     for path in (root / SHEET, *sorted(code)):

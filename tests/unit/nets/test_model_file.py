@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from resflow.errors import DataError
+from resflow.nets import Structure
 from resflow.nets.file import ModelCard, load, save
 
 CARD = ModelCard(
@@ -39,6 +42,31 @@ def test_a_network_comes_back_with_its_card_and_the_same_answers(net: nn.Module,
         assert torch.equal(again(x), same)
     assert card == CARD
     assert not again.training
+
+
+def test_a_structure_without_a_name_comes_back_by_all_that_tells_it_from_others(tmp_path: Path) -> None:
+    structure = Structure(block="preact_bottleneck", blocks=(1, 2), widths=(8, 16), se=4, norm="group", stem="deep")
+    card = replace(CARD, structure=structure)
+    net = card.network()
+    save(tmp_path / "model.safetensors", net.state_dict(), card)
+    again, found = load(tmp_path / "model.safetensors")
+    assert found == card
+    assert again.state_dict().keys() == net.state_dict().keys()
+
+
+def test_a_file_that_names_its_structure_alone_or_counts_stages_from_0_still_loads(
+    net: nn.Module, tmp_path: Path
+) -> None:  # fmt: skip
+    """As files were written before `Structure` and torchvision's names."""
+    older = {
+        re.sub(r"^layer(\d)", lambda one: f"stages.{int(one[1]) - 1}", key): v for key, v in net.state_dict().items()
+    }
+    assert "stages.0.0.conv1.weight" in older
+    fields = {"classes": list("0123456789"), "image_shape": [28, 28, 1], "mean": [0.13066], "std": [0.308108]}
+    save_file(older, tmp_path / "old.safetensors", {"resflow": json.dumps({**fields, "structure": "resnet8_avg"})})
+    again, card = load(tmp_path / "old.safetensors")
+    assert card == CARD
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in again.state_dict().items())
 
 
 def test_the_same_network_is_the_same_bytes(net: nn.Module, tmp_path: Path) -> None:
@@ -75,6 +103,10 @@ def test_a_missing_file_is_one_error(tmp_path: Path) -> None:
         {"resflow": json.dumps({"structure": "resnet8_avg"})},
         {"resflow": json.dumps({**vars(CARD), "colour": "red"})},
         {"resflow": json.dumps({**vars(CARD), "structure": "resnet20"})},
+        {"resflow": json.dumps({**vars(CARD), "structure": "resnet21"})},
+        {"resflow": json.dumps({**vars(CARD), "structure": {"blocks": [1, 1]}})},
+        {"resflow": json.dumps({**vars(CARD), "structure": {"blocks": [1], "widths": [8], "norm": "layer"}})},
+        {"resflow": json.dumps({**vars(CARD), "image_shape": [4, 4, 1]})},
         {"resflow": json.dumps({**vars(CARD), "classes": ["a", "b"]})},
     ],
 )

@@ -1,4 +1,4 @@
-"""Structures: sizes as published, names, shapes, initial state."""
+"""Networks by name: answers, seeds, and names that are unknown. Sizes as published are in `test_table`."""
 
 from __future__ import annotations
 
@@ -9,31 +9,16 @@ from torch import nn
 from resflow.errors import NetError
 from resflow.nets import article, create, names
 
-PUBLISHED = {
-    # He et al. 2016, table 6, rounds these to 0.27M, 0.46M, 0.66M, 0.85M and 1.7M
-    "resnet20": 269_722,
-    "resnet32": 464_154,
-    "resnet44": 658_586,
-    "resnet56": 853_018,
-    "resnet110": 1_727_962,
-}
-
 
 def size(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
-
-
-@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
-def test_the_structures_of_the_paper_have_its_number_of_parameters(name: str, count: int) -> None:
-    with torch.device("meta"):  # shapes without numbers: the deep ones take seconds to draw
-        assert size(create(name, in_channels=3, num_classes=10)) == count
 
 
 def test_the_network_of_the_article_has_its_number_of_parameters() -> None:
     assert size(create("article_cnn", in_channels=1, num_classes=10)) == 390_410
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if not name.endswith(("1202", "1001"))])
 def test_every_named_structure_answers_with_one_logit_a_class(name: str) -> None:
     with torch.device("meta"):
         net = create(name, in_channels=2, num_classes=7).eval()
@@ -67,21 +52,10 @@ def test_the_weights_follow_from_the_seed_alone() -> None:
     assert not torch.equal(made[0], made[2])
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("resnet21", "resnet20"), ("resnet8max", "resnet8_max"), ("cnn", "_cnn")])
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("resnet21", "resnet20"), ("wrn-28-1", "wrn-28-10"), ("resnet8max", "resnet8_max"), ("cnn", "_cnn")],
+)
 def test_an_unknown_name_is_told_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(NetError, match=f"net.name: unknown structure '{wrong}'. Nearest known: .*{near}"):
         create(wrong, in_channels=1, num_classes=10)
-
-
-def test_a_shortcut_of_option_a_has_no_weights_and_passes_the_input_on() -> None:
-    torch.manual_seed(0)
-    net = create("resnet20", in_channels=1, num_classes=10).eval()
-    block = net.stages[1][0]  # type: ignore[index]
-    for norm in (block.bn1, block.bn2):  # type: ignore[union-attr]
-        nn.init.zeros_(norm.weight)  # type: ignore[union-attr]
-    x = torch.rand(1, 16, 8, 8)
-    with torch.inference_mode():
-        y = block(x)  # type: ignore[operator]
-    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
-    assert not y[:, :8].any()
-    assert not y[:, 24:].any()

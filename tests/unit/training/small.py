@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resflow.data.arrays import Split
 from resflow.data.batches import to_input
-from resflow.nets import create
+from resflow.nets import Structure, create
 from resflow.nets.file import ModelCard
 from resflow.params import Train
 from resflow.training import loop
@@ -87,7 +87,7 @@ class Every:
 def run(
     train: Train,
     *,
-    structure: str = "resnet8_avg",
+    structure: str | Structure = "resnet8_avg",
     net: nn.Module | None = None,
     state: State | None = None,
     seed: int = 0,

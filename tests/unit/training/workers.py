@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
+from resflow.nets import Structure
 from resflow.training.loop import State
 from tests.unit.training.small import Every, run, settings, split
 
@@ -31,7 +32,7 @@ class Play:
     changes: Mapping[str, Any]
     world: Sequence[tuple[int, int | None]]
     """How many workers train until which step; None is the end. The next go on from what the first worker kept."""
-    structure: str = "resnet8_avg"
+    structure: str | Structure = "resnet8_avg"
     after: tuple[str, int] | None = None
     """Go on from the state that another one kept after this step."""
 
