@@ -337,6 +337,23 @@ def schema(
         _print_json(params.schema())
 
 
+@app.command(
+    name="nets", epilog=_examples("resflow nets", "resflow nets resnet20 preact_resnet20", "resflow nets --markdown")
+)
+def networks(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="These alone.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/networks.md.")] = False,
+) -> None:
+    """List the structures that `net.name` can be, with their parameters and multiply-accumulates for one image."""
+    from resflow import reference
+
+    rows = list(reference.networks(names or ()))
+    if markdown:
+        typer.echo(reference.networks_markdown(rows), nl=False)
+    else:
+        terminal.table(rows, *reference.COLUMNS)
+
+
 @app.command(epilog=_examples("resflow doctor"))
 def doctor() -> None:
     """Check what the pipeline needs on this machine, and say how to mend what is wrong.
@@ -356,12 +373,13 @@ def doctor() -> None:
 
 def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
     """Refuse within a second what would otherwise fail after minutes of training."""
-    from resflow import params, registry, storage, store
+    from resflow import nets, params, registry, storage, store
 
     path = root / "params.yaml"
     settings = params.load(path)
     if overrides:
         settings = params.parse(params.override(params.read(path), overrides, "--set or --params"), "--set or --params")
+    nets.altered(settings.net.name, settings.net.changes)
     registry.check(root)
     on_cluster = os.environ.get("RAY_ADDRESS") and not os.environ.get("RESFLOW_STORAGE")  # whose workers meet in it
     if (release or on_cluster) and os.environ.get("AWS_ENDPOINT_URL_S3"):

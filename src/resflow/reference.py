@@ -1,16 +1,20 @@
-"""docs/parameters.md, written from the typed parameters: `resflow schema --markdown`.
+"""Pages written from the code: docs/parameters.md from the typed parameters, by `resflow schema --markdown`, and the
+table of docs/networks.md from the structures, by `resflow nets --markdown`.
 
-What a parameter means stands in `resflow.params`, and nowhere else.
+What a parameter means stands in `resflow.params`, and nowhere else; what a structure is, in `resflow.nets.table`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from resflow import params
 
-__all__ = ["markdown"]
+__all__ = ["COLUMNS", "markdown", "networks", "networks_markdown"]
+
+COLUMNS = ("name", "parameters", "MACs", "image", "classes", "source")
+"""Of the table of networks."""
 
 HEAD = """\
 # Parameters
@@ -25,7 +29,7 @@ This page is written by `resflow schema --markdown > docs/parameters.md` from `s
 - An unknown key, a wrong type or a value out of range is an error before anything starts.
 - A stage of `dvc.yaml` runs again when one of the parameters it lists has changed.
 """
-KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -43,6 +47,38 @@ def markdown() -> str:
         title = f"## {section}\n\n{_named(schema, section)['description']}\n\n" if section else ""
         parts.append(f"{title}| parameter | values | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
+
+
+def networks(names: Iterable[str] = ()) -> Iterator[tuple[str, ...]]:
+    """A row of `COLUMNS` for each structure of these names, or for all: what it costs for its source's images.
+
+    Raises `NetError` for an unknown name, before anything is counted.
+    """
+    from resflow import nets
+    from resflow.nets.cost import cost
+    from resflow.nets.table import FAMILIES
+
+    chosen = set(names)
+    for name in sorted(chosen - set(nets.names())):
+        nets.find(name)
+    families = [(family.structures, family.image_shape, family.classes, family.source) for family in FAMILIES]
+    for structures, image_shape, classes, source in (*families, ([nets.ARTICLE], (28, 28, 1), 10, "the article")):
+        for name in structures:
+            if not chosen or name in chosen:
+                parameters, macs = cost(name, image_shape=image_shape, num_classes=classes)
+                image = "x".join(map(str, image_shape))
+                yield name, f"{parameters:,}", _short(macs), image, str(classes), source
+
+
+def networks_markdown(rows: Iterable[tuple[str, ...]]) -> str:
+    """The table of docs/networks.md."""
+    head = [f"| {' | '.join(COLUMNS)} |", "|---|--:|--:|--:|--:|---|"]
+    return "\n".join([*head, *(f"| `{name}` | {' | '.join(others)} |" for name, *others in rows)]) + "\n"
+
+
+def _short(macs: int) -> str:
+    """As papers print: 40.55 M, 4.089 G."""
+    return f"{macs / 1e9:.3f} G" if macs >= 1e9 else f"{macs / 1e6:.2f} M"
 
 
 def _leaves(schema: Any, node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
