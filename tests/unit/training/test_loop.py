@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resflow.data.arrays import Split
 from resflow.errors import TrainingError
+from resflow.nets import altered
 from resflow.training.loop import State
 from tests.unit.training.small import (
     STEPS,
@@ -63,6 +64,16 @@ def test_dropout_draws_the_same_when_a_run_goes_on(shards: int) -> None:
     whole = run(train, structure="article_cnn", keeper=keeper)
     for stopped in keeper.states[::3]:
         assert differences(run(train, structure="article_cnn", state=stopped), whole) == []
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_stochastic_depth_draws_the_same_when_a_run_goes_on(shards: int) -> None:
+    keeper, train = Every(), settings(epochs=2, shards=shards)
+    deep = altered("resnet8_avg", {"stochastic_depth": 0.5})
+    whole = run(train, structure=deep, keeper=keeper)
+    assert differences(whole, run(train)) != []
+    for stopped in keeper.states[::3]:
+        assert differences(run(train, structure=deep, state=stopped), whole) == []
 
 
 def test_the_same_parameters_give_the_same_bits_and_another_seed_others() -> None:

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from resflow.nets import altered
 from tests.unit.training.small import STEPS, accuracy, differences
 from tests.unit.training.workers import VALIDATION, Play, Played, play
 
 AUGMENTED = {"shift": 1, "flip": True, "rotate": 10.0, "erase": 0.5, "mixup": 0.2}
 SHARDS: dict[str, Any] = {"epochs": 2, "shards": 4, "ema": 0.8, "clip_norm": 2.0, **AUGMENTED}
 DROPOUT: dict[str, Any] = {"epochs": 1, "shards": 4, "optimizer": "adamw", "lr": 0.002}
+DEPTH: dict[str, Any] = {"epochs": 1, "shards": 4}
+DEEP = altered("resnet8_avg", {"stochastic_depth": 0.5, "norm": "group"})
 SHARED: dict[str, Any] = {"epochs": 2, "ema": 0.8, "shift": 1}
 HALT = 6
 """A step within the second epoch."""
@@ -20,6 +23,7 @@ PLAYS = [
     *(Play(name=f"shards on {world}", changes=SHARDS, world=[(world, END)]) for world in (1, 2, 3, 4)),
     Play(name="growing and shrinking", changes=SHARDS, world=[(1, 2), (4, STEPS), (2, HALT), (3, END)]),
     *(Play(name=f"dropout on {n}", changes=DROPOUT, world=[(n, END)], structure="article_cnn") for n in (1, 3)),
+    *(Play(name=f"depth on {n}", changes=DEPTH, world=[(n, END)], structure=DEEP) for n in (1, 3)),
     Play(name="shared", changes=SHARED, world=[(2, END)]),
     Play(name="shared, gone on", changes=SHARED, world=[(2, END)], after=("shared", HALT)),
     Play(name="shared, stopped and gone on", changes=SHARED, world=[(2, 3), (2, END)]),
@@ -58,6 +62,10 @@ def test_a_number_of_workers_that_changes_in_the_middle_changes_no_bits(played: 
 
 def test_dropout_does_not_depend_on_who_computes_a_shard(played: dict[str, Played]) -> None:
     assert differences(played["dropout on 3"].last[0], played["dropout on 1"].last[0]) == []
+
+
+def test_stochastic_depth_does_not_depend_on_who_computes_a_shard(played: dict[str, Played]) -> None:
+    assert differences(played["depth on 3"].last[0], played["depth on 1"].last[0]) == []
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
