@@ -260,6 +260,7 @@ def _job(folder: Path, settings: Params) -> Any:
         checkpoint=Checkpoint(steps=0, seconds=settings.checkpoint.seconds),
         seed=0,
         card=_card(settings),
+        initial={},
         arrays=_arrays(folder.parents[1]),
         runs=(folder.parents[1] / "runs").resolve(),
         name=f"bench-{os.getpid()}",

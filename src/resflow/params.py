@@ -198,6 +198,11 @@ class Net(Section):
 class Train(Section):
     """One training run."""
 
+    init_from: Annotated[str, Field(min_length=1)] | None
+    """Weights to start from: a `.safetensors` or `.pth` file of the same structure, in the project or by its whole
+    path; null starts anew. The last layer starts anew too where the file has other classes."""
+    init_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """SHA-256 of that file, in lower-case hexadecimal digits: what the run depends on; null with it."""
     epochs: Count
     """Passes over the training split."""
     batch_size: Count
@@ -272,6 +277,16 @@ class Train(Section):
             wanted = "a whole number from 1 up, or a list of two: the least and the most"
             raise ValueError(f"is {reprlib.repr(given)}, but should be {wanted}")
         return given
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Train:
+        if (self.init_from is None) != (self.init_sha256 is None):
+            raise ValueError(
+                "has init_from without init_sha256, which `sha256sum FILE` prints: set it too"
+                if self.init_sha256 is None
+                else "has init_sha256 without init_from: set both, or both to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Train:

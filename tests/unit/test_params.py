@@ -26,6 +26,7 @@ data.files.test_images.name data.files.test_images.sha256 data.files.test_labels
 prepare.classes prepare.validation_fraction
 net.name net.block net.blocks net.widths net.inner net.groups net.stem net.stem_width net.shortcut net.downsample net.se
 net.stochastic_depth net.activation net.norm net.init net.pool
+train.init_from train.init_sha256
 train.epochs train.batch_size train.accumulate train.optimizer train.lr train.momentum train.weight_decay
 train.clip_norm train.schedule train.warmup_fraction train.label_smoothing train.ema train.shift train.flip train.rotate
 train.scale train.erase train.mixup train.precision train.compile train.device train.num_workers train.shards
@@ -168,6 +169,7 @@ def test_a_wrong_type_is_named_with_what_was_expected(change: dict[str, Any], sa
         ({"net__blocks": 3}, "'net.blocks' is 3, but should be a list"),
         ({"net__blocks": [3, 0]}, "'net.blocks.1' is 0, but should be greater than or equal to 1"),
         ({"net__stochastic_depth": 1.0}, "'net.stochastic_depth' is 1.0, but should be less than 1"),
+        ({"train__init_sha256": "abc"}, "'train.init_sha256' is 'abc', but should match pattern"),
         ({"train__optimizer": "sdg"}, "Did you mean 'sgd'?"),
     ],
 )
@@ -194,6 +196,20 @@ def test_a_value_out_of_range_is_named_with_the_range(change: dict[str, Any], sa
 )
 def test_workers_shards_and_pieces_that_do_not_fit_together_are_told(change: dict[str, Any], said: str) -> None:
     assert f"params.yaml: parameter 'train' {said}" in refusal(changed(**dotted({"batch_size": 128, **change})))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"init_from": "start.pth"}, "has init_from without init_sha256, which `sha256sum FILE` prints: set it too"),
+        ({"init_sha256": "0" * 64}, "has init_sha256 without init_from: set both, or both to null"),
+    ],
+    ids=["no digest", "no file"],
+)
+def test_a_file_to_start_from_is_pinned_by_its_digest(change: dict[str, Any], said: str) -> None:
+    assert f"params.yaml: parameter 'train' {said}" in refusal(changed(**dotted(change)))
+    both = {"init_from": "start.pth", "init_sha256": "0" * 64}
+    assert params.parse(changed(**dotted(both)), "params.yaml").train.init_from == "start.pth"
 
 
 def dotted(change: dict[str, Any]) -> dict[str, Any]:

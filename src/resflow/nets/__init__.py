@@ -1,7 +1,7 @@
 """Networks by name: `create("resnet20", in_channels=3, num_classes=10)`; `names()` lists them, `altered` changes one.
 
 Knows torch only, and that not before a network is built. What tells structures apart is `structure`, those with a name
-are in `table`, `resnet` builds them, `file` has model files.
+are in `table`, `resnet` builds them, `file` has model files, `weights` those to start from.
 """
 
 from __future__ import annotations

@@ -16,11 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from resflow.data import arrays
 from resflow.errors import DataError
 from resflow.files import csv_bytes, json_bytes, sha256, write
-from resflow.nets import altered
+from resflow.nets import altered, weights
 from resflow.nets import file as model_file
 from resflow.nets.file import ModelCard
 from resflow.params import Params
@@ -58,6 +59,7 @@ def _job(root: Path, params: Params) -> Job:
         checkpoint=params.checkpoint,
         seed=params.seed,
         card=card,
+        initial=_initial(root, params, card),
         arrays=given,
         runs=runs.place(root, os.environ.get("RESFLOW_STORAGE")),
         name=_run_name(root, params, given),
@@ -83,6 +85,12 @@ def _card(root: Path, params: Params) -> ModelCard:
     return card
 
 
+def _initial(root: Path, params: Params, card: ModelCard) -> dict[str, Tensor]:
+    """What `train.init_from` brings; nothing without it."""
+    path, sha256 = params.train.init_from, params.train.init_sha256
+    return weights.starting(root / path, sha256, card) if path and sha256 else {}
+
+
 def _arrays(root: Path) -> Arrays:
     folder = (root / PREPARED).resolve()
     paths = [path(folder, split) for split in SPLITS for path in (arrays.images_path, arrays.labels_path)]
@@ -92,9 +100,10 @@ def _arrays(root: Path) -> Arrays:
 def _run_name(root: Path, params: Params, given: Arrays) -> str:
     """A run is known by what its result depends on: parameters, the data it reads, and the code that is loaded.
 
-    With shards it does not depend on the workers, so that as many as there are go on with it.
+    With shards it does not depend on the workers, so that as many as there are go on with it. The file to start from
+    is known by its SHA-256, wherever it lies.
     """
-    indifferent = {"max_failures"} | ({"num_workers"} if params.train.shards else set())
+    indifferent = {"max_failures", "init_from"} | ({"num_workers"} if params.train.shards else set())
     train = params.train.model_dump(exclude=indifferent)
     digest = hashlib.sha256(repr((torch.__version__, params.seed, params.net, train, given.key)).encode())
     code = [Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("resflow.")]

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from resflow.data import arrays
 from resflow.errors import ResflowError, TrainingError
@@ -50,6 +51,8 @@ class Job:
     checkpoint: Checkpoint
     seed: int
     card: ModelCard
+    initial: Mapping[str, Tensor]
+    """Weights that a new run starts from, by name; the others are drawn."""
     arrays: Arrays
     runs: Path | Bucket
     """Holds the checkpoints of unfinished runs, one folder a run."""
@@ -287,6 +290,8 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
         return TrainingError(str(folder), problem, mend)
     place = _arrays(job)
     loop.prepare_torch(job.seed, job.train.threads)
+    net = job.card.network()
+    net.load_state_dict(job.initial, strict=False)  # the stage has seen what is missing
     device = ray.train.torch.get_device() if job.train.device != "cpu" else torch.device("cpu")
     state = _common_state(folder, device.type, rank, world)
     training = arrays.load(place, "train")
@@ -304,7 +309,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
 
     try:
         state = loop.train(
-            job.card.network(),
+            net,
             training,
             arrays.load(place, "validation"),
             job.card,

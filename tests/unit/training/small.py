@@ -22,6 +22,8 @@ CPU = torch.device("cpu")
 STEPS = 4
 """Of an epoch."""
 SETTINGS = {
+    "init_from": None,
+    "init_sha256": None,
     "epochs": 3,
     "batch_size": 16,
     "accumulate": 1,
