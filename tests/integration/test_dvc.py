@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +280,25 @@ def test_an_experiment_runs_with_its_own_parameter_and_is_compared(copied: Proje
     changed = json.loads(copied.run("dvc", "metrics", "diff", "--json").out)["metrics/evaluate.json"]
     assert changed["nll"]["diff"] == pytest.approx(changed["nll"]["new"] - changed["nll"]["old"])
     assert status(copied) == set()
+
+
+def test_training_starts_from_the_weights_of_a_file_and_refuses_any_other(copied: Project) -> None:
+    start, curves = copied.root / "start.safetensors", copied.root / "plots/train/curves.csv"
+
+    def first_loss() -> float:
+        with curves.open() as file:
+            return float(next(csv.DictReader(file))["train_loss"])
+
+    shutil.copy(copied.root / "models/model.safetensors", start)
+    drawn = first_loss()
+    copied.edit(train__init_from="start.safetensors", train__init_sha256=sha256(start.read_bytes()).hexdigest())
+    assert status(copied) == {"train"}
+    copied.run("resflow", "stage", "train")
+    assert first_loss() < 0.8 * drawn
+    start.write_bytes(b"another")
+    refused = copied.run("resflow", "stage", "train", code=1)
+    assert "start.safetensors: is not the file of train.init_sha256" in refused.err
+    assert refused.err.count("\n") == 1
 
 
 # --- killed, stopped, met twice ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from resflow.errors import DataError
+from resflow.errors import DataError, NetError
 from resflow.nets import Structure
 from resflow.nets.file import ModelCard, load, save
 
@@ -67,6 +67,11 @@ def test_a_file_that_names_its_structure_alone_or_counts_stages_from_0_still_loa
     again, card = load(tmp_path / "old.safetensors")
     assert card == CARD
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_a_card_of_images_too_small_for_its_structure_makes_no_network() -> None:
+    with pytest.raises(NetError, match="halves images 5 times, which 12x12 ones do not bear"):
+        replace(CARD, structure="resnet18", image_shape=(12, 12, 1)).network()
 
 
 def test_the_same_network_is_the_same_bytes(net: nn.Module, tmp_path: Path) -> None:
