@@ -453,7 +453,14 @@ KINDS = {
 """What pydantic wants to see, in the words of YAML."""
 MANY = 10
 """Choices that an error still lists."""
-ALIASES = {"learning_rate": "lr", "structure": "net.name", "architecture": "net.name", "model": "net.name"}
+ALIASES = {
+    "learning_rate": "lr",
+    "structure": "net.name",
+    "architecture": "net.name",
+    "model": "net.name",
+    "depth": "net.blocks",
+    "pretrained": "train.init_from",
+}
 """Other names by which people look for a parameter, where spelling does not lead there."""
 
 

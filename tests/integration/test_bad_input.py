@@ -102,6 +102,7 @@ def test_a_stage_refuses_bad_parameters_too(project: Project) -> None:
         (["-S", "train.learning_rate=1"], "unknown parameter 'train.learning_rate'. Did you mean 'train.lr'?"),
         (["-S", "train.lr=fast"], "parameter 'train.lr' is 'fast', but should be a number"),
         (["-S", "train.lr=["], "--set train.lr=[: is not valid YAML"),
+        (["-S", "net.norm=none"], "net.init: is he, which does not train without norms. Set net.init to fixup or"),
         (["-S", "train.lr"], "--set train.lr: is not KEY=VALUE"),
         (["--params", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
     ],

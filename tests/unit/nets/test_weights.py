@@ -71,6 +71,13 @@ def test_weights_of_half_precision_become_those_of_the_network(tmp_path: Path) -
     assert {value.dtype for value in start(pth(tmp_path, halved)).values()} == {torch.float32, torch.int64}
 
 
+def test_files_of_older_versions_of_torch_are_read_too(tmp_path: Path) -> None:
+    """As the weights were published that torchvision had first."""
+    weights, path = trained(), tmp_path / "weights.pth"
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    assert same(start(path), weights)
+
+
 def test_older_names_and_missing_counts_of_batches_are_read_too(tmp_path: Path) -> None:
     weights = {key: value for key, value in trained().items() if "num_batches" not in key}
     older = {key.replace("layer1", "stages.0").replace("layer2", "stages.1"): value for key, value in weights.items()}
