@@ -261,7 +261,9 @@ def _job(folder: Path, settings: Params) -> Any:
         seed=0,
         card=_card(settings),
         initial={},
-        arrays=_arrays(folder.parents[1]),
+        arrays=_arrays(folder.parents[1], settings.data.loader),
+        loader=settings.data.loader,
+        shuffle_mib=settings.data.shuffle_mib,
         runs=(folder.parents[1] / "runs").resolve(),
         name=f"bench-{os.getpid()}",
     )

@@ -200,7 +200,7 @@ def _speed(device: torch.device, sizes: Sizes, *, compile: bool, resident: bool)
     share = batches.DEVICE_SHARE
     batches.DEVICE_SHARE = 0.9 if resident else 0.0  # above it, images stay on the host
     statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": ResNet50.CLASSES}
-    feed = batches.Batches(images, labels, train, **statistics, seed=0, device=device)  # type: ignore[arg-type]
+    feed = batches.Batches(Split(images, labels), train, **statistics, seed=0, device=device)  # type: ignore[arg-type]
     batches.DEVICE_SHARE = share
     compute, move = gradients(net, train, seed=0, rank=0, world=1), optimizer.make(net, train)
     for step in range(sizes.warm + sizes.steps):

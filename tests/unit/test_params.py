@@ -23,6 +23,7 @@ seed
 data.sources
 data.files.train_images.name data.files.train_images.sha256 data.files.train_labels.name data.files.train_labels.sha256
 data.files.test_images.name data.files.test_images.sha256 data.files.test_labels.name data.files.test_labels.sha256
+data.loader data.file_mib data.shuffle_mib
 prepare.classes prepare.validation_fraction
 net.name net.block net.blocks net.widths net.inner net.groups net.stem net.stem_width net.shortcut net.downsample net.se
 net.stochastic_depth net.activation net.norm net.init net.pool

@@ -8,6 +8,7 @@ checked in `fetch`.
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -60,21 +61,22 @@ def check_pair(images: Bytes, labels: Bytes, images_path: Path, labels_path: Pat
 
 
 def read(path: Path) -> Bytes:
-    """The values of an IDX file, read-only, in the shape that its header gives. Raises `DataError`."""
+    """The values of an IDX file, mapped read-only, in the shape that its header gives. Raises `DataError`."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            header, length = file.read(4 + 4 * 255), file.seek(0, os.SEEK_END)
     except FileNotFoundError as error:
         raise DataError(str(path), "is missing", "Run `dvc repro`, which fetches it first") from error
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror}", "Check the file and its permissions") from error
-    shape = _shape(path, content)
+    shape = _shape(path, header)
     start, size = 4 + 4 * len(shape), math.prod(shape)
-    found = len(content) - start
+    found = length - start
     if found != size:
         kind = "truncated: it" if found < size else "followed by other bytes: it"
         problem = f"is {kind} holds {found} bytes of values, its header promises {_times(shape)} = {size}"
         raise DataError(str(path), problem, AGAIN)
-    return np.frombuffer(content, np.uint8, size, start).reshape(shape)
+    return np.memmap(path, np.uint8, "r", start, shape) if size else np.empty(shape, np.uint8)
 
 
 def write(path: Path, values: Bytes) -> None:
@@ -83,14 +85,14 @@ def write(path: Path, values: Bytes) -> None:
     path.write_bytes(header + np.ascontiguousarray(values, np.uint8).tobytes())
 
 
-def _shape(path: Path, content: bytes) -> tuple[int, ...]:
-    magic = content[:4]
+def _shape(path: Path, header: bytes) -> tuple[int, ...]:
+    magic = header[:4]
     if len(magic) < 4:
         raise DataError(str(path), f"is truncated: magic is {len(magic)} bytes, expected 4", AGAIN)
     if magic[:3] != bytes([0, 0, UBYTE]) or not magic[3]:
         problem = f"magic is 0x{magic.hex()}, expected 0x00000803 (images) or 0x00000801 (labels)"
         raise DataError(str(path), problem, AGAIN)
-    dimensions = content[4 : 4 + 4 * magic[3]]
+    dimensions = header[4 : 4 + 4 * magic[3]]
     if len(dimensions) < 4 * magic[3]:
         problem = f"is truncated: dimensions are {len(dimensions)} bytes, expected {4 * magic[3]}"
         raise DataError(str(path), problem, AGAIN)

@@ -11,22 +11,32 @@ import json
 import math
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from resflow.data.arrays import Split
+from resflow.data.arrays import Rows, chunks
 from resflow.data.idx import Bytes
 
 __all__ = ["describe", "to_json"]
 
-CHUNK = 4096
-"""Images counted at a time: bounds memory, since counting widens each byte to eight."""
 EXAMPLES = 5
 """Pairs of duplicates shown for each pair of splits."""
 
 
-def describe(splits: Mapping[str, Split], classes: tuple[str, ...]) -> dict[str, Any]:
+class Described(Protocol):
+    """A split, whose images need not fit in memory."""
+
+    @property
+    def images(self) -> Rows:
+        """uint8 (N, H, W, C)."""
+
+    @property
+    def labels(self) -> Bytes:
+        """uint8 (N,)."""
+
+
+def describe(splits: Mapping[str, Described], classes: tuple[str, ...]) -> dict[str, Any]:
     """All that the sheet says; `mean` and `std` are those of pixel / 255 in the training split, for each channel."""
     mean, std = _moments(splits["train"].images)
     return {
@@ -49,12 +59,13 @@ def _counts(labels: Bytes, classes: tuple[str, ...]) -> dict[str, Any]:
     return {"count": len(labels), "class_counts": dict(zip(classes, counts, strict=True))}
 
 
-def _moments(images: Bytes) -> tuple[list[float], list[float]]:
+def _moments(images: Rows) -> tuple[list[float], list[float]]:
+    histograms = np.zeros((images.shape[3], 256), np.int64)
+    for chunk in chunks(images):
+        for channel, histogram in enumerate(histograms):
+            histogram += np.bincount(chunk[..., channel].ravel(), minlength=256)
     means, deviations = [], []
-    for channel in range(images.shape[3]):
-        histogram = np.zeros(256, np.int64)
-        for start in range(0, len(images), CHUNK):
-            histogram += np.bincount(images[start : start + CHUNK, :, :, channel].ravel(), minlength=256)
+    for histogram in histograms:
         counts: list[int] = histogram.tolist()  # Python's whole numbers: the products below do not overflow
         n = sum(counts)
         total = sum(value * count for value, count in enumerate(counts))
@@ -64,9 +75,9 @@ def _moments(images: Bytes) -> tuple[list[float], list[float]]:
     return means, deviations
 
 
-def _duplicates(splits: Mapping[str, Bytes]) -> dict[str, Any]:
+def _duplicates(splits: Mapping[str, Rows]) -> dict[str, Any]:
     """For each pair of splits, the images of the later one that stand in the earlier one too."""
-    keys = {name: [_key(image) for image in images] for name, images in splits.items()}
+    keys = {name: [_key(image) for chunk in chunks(images) for image in chunk] for name, images in splits.items()}
     found = {}
     for one, other in combinations(keys, 2):
         first = {key: index for index, key in reversed(list(enumerate(keys[one])))}

@@ -1,36 +1,58 @@
 """Stage `prepare`: raw IDX files in, arrays for training, validation and test and a data sheet out.
 
-All checks come before the first byte is written, and the files appear together or not at all.
+With `data.loader: stream` the training split becomes Parquet files, in an order drawn by the seed. Images go from disk
+to disk a few MiB at a time. All checks come before the first byte is written, and the files appear together or not at
+all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from resflow.data import arrays, idx, sheet
-from resflow.data.arrays import Split
-from resflow.data.split import stratified
+import numpy as np
+
+from resflow.data import arrays, idx, shards, sheet
+from resflow.data.arrays import Chosen, Rows, Split
+from resflow.data.idx import Bytes
+from resflow.data.split import Indices, stratified
 from resflow.errors import DataError
-from resflow.files import write_together
+from resflow.files import explained, write_together
 from resflow.params import Params, RawFile
 from resflow.stages.paths import PREPARED, RAW, SHEET
 
 __all__ = ["run"]
 
 
+ORDER = 1
+"""Of the draws made from the seed, those for the order of the Parquet files; the split makes its own."""
+
+
+class Source(NamedTuple):
+    """A split as it lies in the raw files."""
+
+    images: Rows
+    labels: Bytes
+
+
 def run(root: Path, params: Params) -> None:
     """Prepare the data under `root`. Raises `DataError`, or `SetupError` when writing fails."""
-    splits = _splits(root / RAW, params)
+    streamed, file_mib = params.data.loader == "stream", params.data.file_mib
+    splits = _splits(root / RAW, params, shuffled=streamed)
     described = sheet.describe(splits, params.prepare.classes)
     _check(described, root / RAW / params.data.files.train_images.name)
-    writes = {}
+    writes: dict[Path, Callable[[BinaryIO], object]] = {}
     for name, split in splits.items():
-        writes[arrays.images_path(root / PREPARED, name)] = arrays.writer(split.images)
-        writes[arrays.labels_path(root / PREPARED, name)] = arrays.writer(split.labels)
+        if streamed and name == "train":
+            writes.update(shards.writers(root / PREPARED / name, *split, file_mib))
+        else:
+            writes[arrays.images_path(root / PREPARED, name)] = arrays.writer(split.images)
+            writes[arrays.labels_path(root / PREPARED, name)] = arrays.writer(split.labels)
     writes[root / SHEET] = partial(_write_text, text=sheet.to_json(described))
     write_together(writes)
+    _remove_others(root / PREPARED, set(writes))
     for name, split in splits.items():
         print(f"{name}: {len(split.labels)} images")
     for pair, found in described["duplicates"].items():
@@ -38,7 +60,7 @@ def run(root: Path, params: Params) -> None:
             print(f"{pair}: {found['count']} images stand in both; see {SHEET}")
 
 
-def _splits(raw: Path, params: Params) -> dict[str, Split]:
+def _splits(raw: Path, params: Params, *, shuffled: bool) -> dict[str, Source]:
     files, num_classes = params.data.files, len(params.prepare.classes)
     whole = _pair(raw, files.train_images, files.train_labels, num_classes)
     test = _pair(raw, files.test_images, files.test_labels, num_classes)
@@ -50,11 +72,21 @@ def _splits(raw: Path, params: Params) -> dict[str, Split]:
     if not len(validation):
         problem = "no class has two images, so the validation split would be empty"
         raise DataError(str(raw / files.train_labels.name), problem, "Give more images")
-    return {
-        "train": Split(whole.images[train], whole.labels[train]),
-        "validation": Split(whole.images[validation], whole.labels[validation]),
-        "test": test,
-    }
+    if shuffled:
+        train = train[np.argsort(np.random.PCG64([params.seed, ORDER]).random_raw(len(train)), kind="stable")]
+    return {"train": _chosen(whole, train), "validation": _chosen(whole, validation), "test": Source(*test)}
+
+
+def _chosen(whole: Split, rows: Indices) -> Source:
+    return Source(Chosen(whole.images, rows), whole.labels[rows])
+
+
+def _remove_others(folder: Path, written: set[Path]) -> None:
+    """What an earlier run left, with another loader or smaller files: the folder is hashed as it is."""
+    with explained(folder):
+        for path in folder.rglob("*"):
+            if path.is_file() and path not in written:
+                path.unlink()
 
 
 def _pair(raw: Path, images_file: RawFile, labels_file: RawFile, num_classes: int) -> Split:

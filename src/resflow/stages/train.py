@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resflow.data import arrays
+from resflow.data import arrays, shards
 from resflow.errors import DataError
 from resflow.files import csv_bytes, json_bytes, sha256, write
 from resflow.nets import altered, weights
@@ -32,8 +32,6 @@ from resflow.training.loop import State
 from resflow.training.remote import Arrays
 
 __all__ = ["run"]
-
-SPLITS = ("train", "validation")
 
 
 def run(root: Path, params: Params) -> None:
@@ -53,7 +51,7 @@ def run(root: Path, params: Params) -> None:
 
 
 def _job(root: Path, params: Params) -> Job:
-    given, card = _arrays(root), _card(root, params)
+    given, card = _arrays(root, params.data.loader), _card(root, params)
     return Job(
         train=params.train,
         checkpoint=params.checkpoint,
@@ -61,6 +59,8 @@ def _job(root: Path, params: Params) -> Job:
         card=card,
         initial=_initial(root, params, card),
         arrays=given,
+        loader=params.data.loader,
+        shuffle_mib=params.data.shuffle_mib,
         runs=runs.place(root, os.environ.get("RESFLOW_STORAGE")),
         name=_run_name(root, params, given),
     )
@@ -91,10 +91,16 @@ def _initial(root: Path, params: Params, card: ModelCard) -> dict[str, Tensor]:
     return weights.starting(root / path, sha256, card) if path and sha256 else {}
 
 
-def _arrays(root: Path) -> Arrays:
+def _arrays(root: Path, loader: str) -> Arrays:
     folder = (root / PREPARED).resolve()
-    paths = [path(folder, split) for split in SPLITS for path in (arrays.images_path, arrays.labels_path)]
-    return Arrays(folder=folder, digests={path.name: _digest(path) for path in paths})
+    whole = ("validation",) if loader == "stream" else ("train", "validation")
+    paths = [path(folder, split) for split in whole for path in (arrays.images_path, arrays.labels_path)]
+    streamed = {}
+    if loader == "stream":  # the index holds the digests of the files that it lists
+        paths.append(folder / "train" / shards.INDEX)
+        streamed = {f"train/{shard.name}": shard.size for shard in shards.load(folder / "train").shards}
+    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
+    return Arrays(folder=folder, digests=digests, streamed=streamed)
 
 
 def _run_name(root: Path, params: Params, given: Arrays) -> str:
@@ -105,7 +111,8 @@ def _run_name(root: Path, params: Params, given: Arrays) -> str:
     """
     indifferent = {"max_failures", "init_from"} | ({"num_workers"} if params.train.shards else set())
     train = params.train.model_dump(exclude=indifferent)
-    digest = hashlib.sha256(repr((torch.__version__, params.seed, params.net, train, given.key)).encode())
+    order = params.data.loader, params.data.shuffle_mib
+    digest = hashlib.sha256(repr((torch.__version__, params.seed, params.net, train, order, given.key)).encode())
     code = [Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("resflow.")]
     for path in (root / SHEET, *sorted(code)):
         digest.update(path.name.encode() + _digest(path).encode())
@@ -134,7 +141,7 @@ def _report(root: Path, state: State, card: ModelCard) -> None:
 
 def _report_times(root: Path, state: State, seconds: list[float], whole: float) -> None:
     """What depends on time goes where nothing is hashed."""
-    images = len(arrays.load(root / PREPARED, "train").labels)
+    images = json.loads((root / SHEET).read_text())["splits"]["train"]["count"]
     first = len(state.history) - len(seconds) + 1  # a run that went on has times of its last epochs only
     rates = [(number, second, images / second) for number, second in enumerate(seconds, first)]
     write(root / TIMINGS / "train.csv", csv_bytes(("epoch", "seconds", "images_per_second"), rates))

@@ -2,8 +2,8 @@
 
 `fit` is called by the stage `train`. One worker without `RAY_ADDRESS` runs in this process (Ray Train's local mode);
 otherwise Ray places `train.num_workers` workers, here or where `RAY_ADDRESS` says. What one worker does is in `loop`;
-checkpoints are ours (`checkpoint`), not Ray's, so that a run is the same wherever it goes on. This is the only module
-that imports Ray.
+checkpoints are ours (`checkpoint`), not Ray's, so that a run is the same wherever it goes on. Training images that are
+streamed are read by Ray Data (`reader`). No other module imports Ray.
 """
 
 from __future__ import annotations
@@ -17,23 +17,27 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resflow.data import arrays
+from resflow.data import arrays, shards
+from resflow.data.arrays import Split
+from resflow.data.stream import Stream
 from resflow.errors import ResflowError, TrainingError
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
 from resflow.training.checkpoint import Folder, LocalFolder
 from resflow.training.display import Display, Event, Meter
-from resflow.training.remote import MARK, Arrays, Bucket
+from resflow.training.gradients import parts
+from resflow.training.reader import read_with_ray, store_bytes
+from resflow.training.remote import MARK, Arrays, Bucket, BucketFolder
 
 __all__ = ["Job", "fit"]
 
@@ -54,6 +58,8 @@ class Job:
     initial: Mapping[str, Tensor]
     """Weights that a new run starts from, by name; the others are drawn."""
     arrays: Arrays
+    loader: Literal["memory", "stream"]
+    shuffle_mib: int
     runs: Path | Bucket
     """Holds the checkpoints of unfinished runs, one folder a run."""
     name: str
@@ -96,6 +102,7 @@ def _fit_here(job: Job, display: Display) -> Any:
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # else each report is printed a second time
+    streamed = job.loader == "stream"
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
         train_loop_config={"job": job, "show": display.show},
@@ -103,7 +110,8 @@ def _fit_here(job: Job, display: Display) -> Any:
         run_config=RunConfig(name=job.name),
     )
     try:
-        return trainer.fit().return_value  # type: ignore[attr-defined]  # Ray exports V1's type
+        with _started(job, None) if streamed else nullcontext():
+            return trainer.fit().return_value  # type: ignore[attr-defined]  # Ray exports V1's type
     except torch.cuda.OutOfMemoryError as error:
         mend = "Lower train.batch_size, or raise train.accumulate"
         raise TrainingError("train", f"the GPU's memory is full ({error})", mend) from error
@@ -116,30 +124,12 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
     if isinstance(job.runs, Bucket):
         job.runs.send(job.arrays)
     job.folder().write(MARK, job.arrays.key.encode())
-    import logging
-
-    import ray
-    from ray.exceptions import AuthenticationError, RayError
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    import resflow
-
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            runtime_env={"py_modules": [str(Path(resflow.__file__).parent)]} if address else None,
-        )
-    except (AuthenticationError, ConnectionError, RayError, RuntimeError) as error:
-        raise _no_entry(address, error) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
-    try:
-        with _shown(display) as show:
+        with _started(job, address), _shown(display) as show:
             trainer = TorchTrainer(
                 _work,  # type: ignore[arg-type]  # as above
                 train_loop_config={"job": job, "show": show},
@@ -156,6 +146,39 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
             return _beside(lambda: trainer.fit().return_value)  # type: ignore[attr-defined]
     except (TrainingFailedError, RayError) as error:  # the latter where Ray itself is lost, with this node or its head
         raise _cause(error) from error
+
+
+@contextmanager
+def _started(job: Job, address: str | None) -> Iterator[None]:
+    """Ray on this machine, or the cluster at `address`, for as long as it is needed. Raises `TrainingError`."""
+    import logging
+
+    import ray
+    from ray.exceptions import AuthenticationError, RayError
+
+    import resflow
+
+    options: dict[str, Any] = {}
+    if address:
+        options["runtime_env"] = {"py_modules": [str(Path(resflow.__file__).parent)]}
+    elif job.loader == "stream":  # else a third of the machine's memory; a cluster's is for those who start it
+        index = shards.load(job.arrays.folder / "train")
+        options["object_store_memory"] = store_bytes(index.file_bytes, job.train.workers[1])
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            **options,
+        )
+    except (AuthenticationError, ConnectionError, RayError, RuntimeError) as error:
+        raise _no_entry(address, error) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
+    try:
+        yield
     finally:
         ray.shutdown()
 
@@ -294,40 +317,63 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
     net.load_state_dict(job.initial, strict=False)  # the stage has seen what is missing
     device = ray.train.torch.get_device() if job.train.device != "cpu" else torch.device("cpu")
     state = _common_state(folder, device.type, rank, world)
-    training = arrays.load(place, "train")
-    steps = max(1, len(training.labels) // job.train.batch_size)
-    meter = Meter(steps, job.train.batch_size, state.step, config["show"]) if rank == 0 else None
-    if meter and state.step:
-        crew = "" if (world, world) == job.train.workers else f" with {world} worker{'s'[: world != 1]}"
-        config["show"](f"going on from step {state.step} of {steps * job.train.epochs}{crew}")
     keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
     seconds: list[float] = []
+    with closing(keeper), _training(job, place, rank, world) as (training, count):
+        steps = max(1, count // job.train.batch_size)
+        meter = Meter(steps, job.train.batch_size, state.step, config["show"]) if rank == 0 else None
+        if meter and state.step:
+            crew = "" if (world, world) == job.train.workers else f" with {world} worker{'s'[: world != 1]}"
+            config["show"](f"going on from step {state.step} of {steps * job.train.epochs}{crew}")
 
-    def on_epoch(state: loop.State) -> None:
-        if meter:
-            seconds.append(meter.epoch(state.history))
+        def on_epoch(state: loop.State) -> None:
+            if meter:
+                seconds.append(meter.epoch(state.history))
 
-    try:
-        state = loop.train(
-            net,
-            training,
-            arrays.load(place, "validation"),
-            job.card,
-            job.train,
-            seed=job.seed,
-            device=device,
-            state=state,
-            keeper=keeper,
-            rank=rank,
-            world=world,
-            on_step=meter.step if meter else lambda step, sums: None,
-            on_epoch=on_epoch,
-        )
-    except TrainingError as error:
-        return error
-    finally:
-        keeper.close()
+        try:
+            state = loop.train(
+                net,
+                training,
+                arrays.load(place, "validation"),
+                job.card,
+                job.train,
+                seed=job.seed,
+                device=device,
+                state=state,
+                keeper=keeper,
+                rank=rank,
+                world=world,
+                on_step=meter.step if meter else lambda step, sums: None,
+                on_epoch=on_epoch,
+            )
+        except TrainingError as error:
+            return error
     return (state, seconds) if rank == 0 else None  # Ray hands on the first one's alone, but collects them all
+
+
+@contextmanager
+def _training(job: Job, place: Path, rank: int, world: int) -> Iterator[tuple[Split | Stream, int]]:
+    """The training images, as `data.loader` says, and how many there are."""
+    if job.loader == "memory":
+        split = arrays.load(place, "train")
+        yield split, len(split.labels)
+        return
+    index = shards.load(place / "train")
+    files: Path | BucketFolder = place / "train"
+    if isinstance(job.runs, Bucket) and place != job.arrays.folder:
+        files = job.runs.folder(f"arrays/{job.arrays.key}/train")
+    stream = Stream(
+        index,
+        read_with_ray(files, index.shape, index.file_bytes),
+        batch_size=job.train.batch_size,
+        epochs=job.train.epochs,
+        shuffle_mib=job.shuffle_mib,
+        seed=job.seed,
+        parts=parts(job.train, rank, world),
+        whole=job.train.shards or world,
+    )
+    with closing(stream):
+        yield stream, stream.count
 
 
 def _arrays(job: Job) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -22,10 +21,16 @@ if TYPE_CHECKING:
     from resflow.data.augment import Batch
     from resflow.params import Train
 
-__all__ = ["Sharded", "Shared", "gradients"]
+__all__ = ["Sharded", "Shared", "gradients", "parts"]
 
 Get = Callable[[int, int], "Batch"]
 """Gives one of so many equal parts of a batch."""
+
+
+def parts(train: Train, rank: int, world: int) -> range:
+    """Which of the equal parts of a batch (`train.shards`, or one a worker) worker `rank` of `world` computes."""
+    whole = train.shards or world
+    return range(whole * rank // world, whole * (rank + 1) // world)
 
 
 def gradients(net: nn.Module, train: Train, *, seed: int, rank: int, world: int) -> Shared | Sharded:
@@ -106,9 +111,8 @@ class Sharded:
         if world > train.shards:
             raise ValueError(f"{world} workers for {train.shards} shards")
         self._net, self._train, self._seed, self._world = _compiled(net, train), train, seed, world
-        edges = [train.shards * worker // world for worker in range(world + 1)]
-        self._counts = [end - start for start, end in pairwise(edges)]
-        self._mine = range(edges[rank], edges[rank + 1])
+        self._counts = [len(parts(train, worker, world)) for worker in range(world)]
+        self._mine = parts(train, rank, world)
         self._parameters = [p for p in net.parameters() if p.requires_grad]
         self._statistics: list[tuple[Tensor, float]] = []  # running mean or variance, and its momentum
         self._counters: list[Tensor] = []

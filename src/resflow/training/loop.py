@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from resflow.data.arrays import Split
+    from resflow.data.batches import Feed
     from resflow.nets.file import ModelCard
     from resflow.params import Train
 
@@ -121,7 +122,7 @@ def prepare_torch(seed: int, threads: int) -> None:
 
 def train(
     net: nn.Module,
-    training: Split,
+    training: Split | Feed,
     validation: Split,
     card: ModelCard,
     train: Train,
@@ -147,9 +148,9 @@ def train(
     _restore(state, net, average, optimizer)
     compute = gradients(net, train, seed=seed, rank=rank, world=world)
     batches = Batches(
-        *training, train, mean=card.mean, std=card.std, classes=len(card.classes), seed=seed, device=device
+        training, train, mean=card.mean, std=card.std, classes=len(card.classes), seed=seed, device=device
     )  # fmt: skip
-    steps = _steps(batches, training, train)
+    steps = _steps(batches, train)
     step, history, best, kept = state.step, list(state.history), state.best, state
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     if state.sums is not None:
@@ -213,9 +214,9 @@ def train(
     return kept
 
 
-def _steps(batches: Batches, training: Split, train: Train) -> int:
+def _steps(batches: Batches, train: Train) -> int:
     if not batches.steps:
-        problem = f"is {train.batch_size}, but the training split has {len(training.labels)} images"
+        problem = f"is {train.batch_size}, but the training split has {batches.count} images"
         raise TrainingError("train.batch_size", problem, "Lower it")
     return batches.steps
 

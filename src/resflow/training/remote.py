@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,7 +45,9 @@ class Arrays:
     folder: Path
     """Where the driver has them; a worker that finds the same there takes them from there."""
     digests: Mapping[str, str]
-    """SHA-256 of each file, by its name."""
+    """SHA-256 of each file, by its name within the folder."""
+    streamed: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each file that is read from where it lies, piece by piece; one of the others tells their digests."""
 
     @property
     def key(self) -> str:
@@ -54,7 +56,10 @@ class Arrays:
 
     def whole(self, folder: Path) -> bool:
         """Whether `folder` holds exactly these."""
-        return all(sha256(folder / name) == digest for name, digest in self.digests.items())
+        with suppress(OSError):
+            sizes = all((folder / name).stat().st_size == size for name, size in self.streamed.items())
+            return sizes and all(sha256(folder / name) == digest for name, digest in self.digests.items())
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,10 @@ class Bucket:
         """The folder of one run."""
         return BucketFolder(self, name)
 
+    def arrays(self, arrays: Arrays) -> BucketFolder:
+        """Where they lie here."""
+        return self.folder(f"arrays/{arrays.key}")
+
     def check(self, name: str) -> None:
         """Write and remove a small object. Raises `StoreError`."""
         probe = self.folder(name)
@@ -102,22 +111,25 @@ class Bucket:
 
     def send(self, arrays: Arrays) -> None:
         """Upload what is not there yet. Raises `StoreError`."""
-        folder = self.folder(f"arrays/{arrays.key}")
+        folder = self.arrays(arrays)
         folder.write("used", b"")  # first: whoever removes what is old sees that it is needed
         with _translated(self.url):
             there = folder.sizes()
-            for name in sorted(arrays.digests):
+            for name in sorted([*arrays.digests, *arrays.streamed]):
                 path = arrays.folder / name
                 # by its size too: Arrow ends an upload that was interrupted as if it were whole
                 if there.get(name) != path.stat().st_size:
                     folder.copy_in(path, name)
 
     def fetch(self, arrays: Arrays, cache: Path) -> Path:
-        """A folder on this node that holds `arrays`: downloaded once, verified, kept. Raises `DataError`."""
-        folder = cache / arrays.key
-        remote = self.folder(f"arrays/{arrays.key}")
+        """A folder on this node that holds `arrays` but for what is streamed: downloaded once, verified, kept.
+
+        Raises `DataError`.
+        """
+        folder, remote = cache / arrays.key, self.arrays(arrays)
         with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("lock", *arrays.digests):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):  # workers of one node come at once
             for name, digest in arrays.digests.items():
                 if sha256(folder / name) == digest:
@@ -152,7 +164,9 @@ class Bucket:
                 self.folder(f"arrays/{key}").remove()
 
     def _below(self, prefix: str) -> list[str]:
-        return [name for name in self.folder(prefix).names() if RUN.fullmatch(name)]
+        """The runs, or the arrays, that have something there."""
+        folders = {name.partition("/")[0] for name in self.folder(prefix).names()}
+        return sorted(name for name in folders if RUN.fullmatch(name))
 
 
 class BucketFolder:
@@ -169,12 +183,12 @@ class BucketFolder:
         return list(self.sizes())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each object there."""
+        """Bytes of each object there, by its name below the folder."""
         from pyarrow.fs import FileSelector
 
         with _translated(str(self)):
-            found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
-            return {info.base_name: info.size for info in found}
+            found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True, recursive=True))
+            return {info.path.removeprefix(f"{self._path}/"): info.size for info in found if info.is_file}
 
     def read(self, name: str) -> bytes:
         """The content of one. Raises `FileNotFoundError`, or `StoreError`: a store out of reach has lost nothing."""

@@ -24,7 +24,7 @@ ALL = {"shift": 1, "flip": True, "rotate": 10.0, "scale": 0.1, "erase": 0.5}
 
 
 def batches(given: Split = NUMBERED, seed: int = 5, **changes: Any) -> Batches:
-    return Batches(*given, settings(**changes), mean=(0.0,), std=(1 / 255,), classes=70, seed=seed, device=CPU)
+    return Batches(given, settings(**changes), mean=(0.0,), std=(1 / 255,), classes=70, seed=seed, device=CPU)
 
 
 def epoch(made: Batches, number: int) -> list[Batch]:

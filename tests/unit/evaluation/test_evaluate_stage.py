@@ -26,9 +26,9 @@ OUTPUTS = ["calibration.csv", "classes.csv", "confusion.csv", "mistakes.png"]
 def root(tmp_path):
     draw = np.random.default_rng(0)
     prepared = tmp_path / "data/prepared"
-    prepared.mkdir(parents=True)
-    np.save(prepared / "test_images.npy", draw.integers(0, 256, (COUNT, 28, 28, 1), dtype=np.uint8))
-    np.save(prepared / "test_labels.npy", np.arange(COUNT, dtype=np.uint8) % 10)
+    (prepared / "test").mkdir(parents=True)
+    np.save(prepared / "test" / "images.npy", draw.integers(0, 256, (COUNT, 28, 28, 1), dtype=np.uint8))
+    np.save(prepared / "test" / "labels.npy", np.arange(COUNT, dtype=np.uint8) % 10)
     store(tmp_path)
     return tmp_path
 

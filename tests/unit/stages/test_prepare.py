@@ -14,7 +14,8 @@ import pytest
 
 import resflow
 from resflow import params
-from resflow.data import arrays, idx
+from resflow.data import arrays, idx, shards
+from resflow.data.arrays import Split
 from resflow.errors import DataError, SetupError
 from resflow.stages import prepare
 from resflow.stages.paths import PREPARED, RAW, SHEET
@@ -22,7 +23,7 @@ from resflow.stages.paths import PREPARED, RAW, SHEET
 PROJECT = Path(__file__).parents[3]
 PARAMS = params.load(PROJECT / "params.yaml")
 FILES = PARAMS.data.files
-NAMES = {name for split in arrays.SPLITS for name in (f"{split}_images.npy", f"{split}_labels.npy")}
+NAMES = {name for split in arrays.SPLITS for name in (f"{split}/images.npy", f"{split}/labels.npy")}
 
 
 @pytest.fixture
@@ -92,13 +93,56 @@ def test_the_same_raw_files_give_the_same_bytes(root: Path) -> None:
     assert set(once) == {str(PREPARED / name) for name in NAMES} | {str(SHEET)}
 
 
+STREAM = PARAMS.model_copy(update={"data": PARAMS.data.model_copy(update={"loader": "stream", "file_mib": 1})})
+
+
+def streamed(root: Path) -> Split:
+    """All that the Parquet files hold."""
+    folder = root / PREPARED / "train"
+    index = shards.load(folder)
+    tables = [shards.read(folder / shard.name, shard.name, 0, shard.rows, index.shape) for shard in index.shards]
+    images, labels = zip(*(shards.pixels(table, index.shape) for table in tables), strict=True)
+    return Split(np.concatenate(images), np.concatenate(labels))
+
+
+def test_a_training_split_to_be_streamed_holds_the_same_images_in_an_order_of_its_own(root: Path) -> None:
+    count = 3000
+    images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
+    images[:, 0, 0] = np.arange(count) % 10
+    idx.write(root / RAW / FILES.train_images.name, images)
+    idx.write(root / RAW / FILES.train_labels.name, images[:, 0, 0].copy())
+    prepare.run(root, STREAM)
+    sheet, found = (root / SHEET).read_bytes(), streamed(root)
+    assert len(shards.load(root / PREPARED / "train").shards) == 3
+    prepare.run(root, PARAMS)
+    wanted = arrays.load(root / PREPARED, "train")
+    assert (root / SHEET).read_bytes() == sheet
+    assert np.array_equal(found.images[:, 0, 0, 0], found.labels)
+    assert {image.tobytes() for image in found.images} == {image.tobytes() for image in wanted.images}
+    assert len(found.images) == len(wanted.images)
+    assert set(found.labels[:100]) == set(range(10)) != set(found.labels[:10])
+
+
+def test_files_to_be_streamed_are_the_same_bytes_again_and_replace_those_of_the_other_loader(root: Path) -> None:
+    prepare.run(root, PARAMS)
+    memory = outputs(root)
+    prepare.run(root, STREAM)
+    once = outputs(root)
+    names = {"000000.parquet", shards.INDEX}
+    assert {path.name for path in (root / PREPARED / "train").iterdir()} == names
+    prepare.run(root, STREAM)
+    assert outputs(root) == once
+    prepare.run(root, PARAMS)
+    assert outputs(root) == memory
+
+
 def test_another_seed_gives_another_split_but_the_same_test_set(root: Path) -> None:
     prepare.run(root, PARAMS)
     once = outputs(root)
     prepare.run(root, PARAMS.model_copy(update={"seed": PARAMS.seed + 1}))
     again = outputs(root)
-    assert again[str(PREPARED / "validation_images.npy")] != once[str(PREPARED / "validation_images.npy")]
-    assert again[str(PREPARED / "test_images.npy")] == once[str(PREPARED / "test_images.npy")]
+    assert again[str(PREPARED / "validation/images.npy")] != once[str(PREPARED / "validation/images.npy")]
+    assert again[str(PREPARED / "test/images.npy")] == once[str(PREPARED / "test/images.npy")]
 
 
 def test_duplicates_across_splits_are_reported(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

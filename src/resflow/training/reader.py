@@ -1,0 +1,98 @@
+"""Parquet files read ahead by Ray Data: the `Read` of a `data.stream.Stream`.
+
+    read = read_with_ray(place, index.shape, index.file_bytes)
+    for images, labels in read(pieces): ...
+
+Files are read on the node of the worker that wants them, from its disk or the bucket, by tasks that reserve no CPU: a
+cluster may have no more of them than workers. A few files at a time wait in Ray's object store, the shared memory whose
+size bounds them. Ray runs already: starting it is `cluster`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from resflow.data import shards
+from resflow.data.idx import Bytes
+from resflow.data.stream import Piece, Read
+from resflow.errors import DataError, ResflowError, TrainingError
+from resflow.training.remote import BucketFolder
+
+__all__ = ["read_with_ray", "store_bytes"]
+
+AHEAD = 4
+"""Files that Ray Data may keep in the object store, by its own count."""
+STORE_FILES = 10
+"""Files of each worker that the object store has room for: with that count of 4, Ray Data 2.60 was seen to keep 8."""
+LEAST_STORE = 80 << 20
+"""Bytes of an object store with which Ray starts; its own limit is 75 MiB."""
+TASKS = 2
+"""Files that a worker has read at a time."""
+
+
+def store_bytes(file_bytes: int, workers: int) -> int:
+    """Bytes for the object store of a machine on which so many workers read."""
+    return max(LEAST_STORE, STORE_FILES * workers * file_bytes)
+
+
+def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_bytes: int) -> Read:
+    """A function that reads pieces of the files in `place`; `file_bytes` is the most that a file takes in memory.
+
+    Raises `DataError` for a damaged file, and `TrainingError` when Ray fails.
+    """
+
+    def read(pieces: Sequence[Piece]) -> Iterator[tuple[Bytes, Bytes]]:
+        import ray
+        from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+        from ray.exceptions import RayError
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.execution_options.preserve_order = True
+        limits = ExecutionResources.for_limits(object_store_memory=AHEAD * file_bytes)
+        context.execution_options.resource_limits = limits
+        node = ray.get_runtime_context().get_node_id()
+        named = ray.data.from_items([piece._asdict() for piece in pieces], override_num_blocks=len(pieces))
+        tables = named.map_batches(
+            partial(_load, place=place, shape=shape),
+            batch_size=None,
+            num_cpus=0,
+            compute=TaskPoolStrategy(size=TASKS),
+            label_selector={"ray.io/node-id": node},
+        )
+        try:
+            for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                yield shards.pixels(table, shape)
+        except RayError as error:
+            raise _cause(error) from error
+
+    return read
+
+
+def _load(batch: dict[str, Any], place: Path | BucketFolder, shape: tuple[int, int, int]) -> Any:
+    """What a task does: one piece, named by a batch of one row, as a table."""
+    (name,), (start,), (stop,) = batch["name"], batch["start"], batch["stop"]
+    try:
+        source = place / name if isinstance(place, Path) else io.BytesIO(place.read(name))
+    except FileNotFoundError as error:
+        raise DataError(f"{place}/{name}", "is missing", "Run again: what is missing there is sent anew") from error
+    return shards.read(source, f"{place}/{name}", int(start), int(stop), shape)
+
+
+def _cause(error: BaseException) -> ResflowError:
+    """The error of resflow that a task raised, else a summary of Ray's."""
+    link: BaseException | None = error
+    while link:
+        if isinstance(link, ResflowError):
+            return link
+        link = getattr(link, "cause", None) or link.__cause__
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    mend = "Look into Ray's logs, /tmp/ray/session_latest/logs; run it again to go on"
+    return TrainingError("train", f"Ray Data gave up ({last})", mend)
