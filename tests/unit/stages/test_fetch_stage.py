@@ -13,7 +13,7 @@ import pytest
 import resflow
 from resflow import params
 from resflow.errors import SourceError
-from resflow.params import Data, Params, RawFile, RawFiles
+from resflow.params import Params, RawFile, RawFiles
 from resflow.stages import fetch
 from resflow.stages.paths import RAW, STATE
 
@@ -24,8 +24,9 @@ NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 def chosen() -> Params:
     """The project's parameters with four small files in a folder of the project."""
     files = {name: RawFile(name=name, sha256=hashlib.sha256(name.encode()).hexdigest()) for name in NAMES}
-    data = Data(sources=("mirror",), files=RawFiles(**files))
-    return params.load(Path(__file__).parents[3] / "params.yaml").model_copy(update={"data": data})
+    given = params.load(Path(__file__).parents[3] / "params.yaml")
+    data = given.data.model_copy(update={"sources": ("mirror",), "files": RawFiles(**files)})
+    return given.model_copy(update={"data": data})
 
 
 def test_the_four_files_come_to_the_raw_folder_and_nothing_else_does(tmp_path: Path, chosen: Params) -> None:
