@@ -108,22 +108,26 @@ def augment(
 
     What a shift, a rotation or a scale brings in from outside is black; what is erased is the mean.
     """
-    given: Any = pixels.device
+
+    def moved(drawn: NDArray[Any]) -> Tensor:
+        """To where the pixels are; blocking, the host would wait for all that a GPU still has to do."""
+        return torch.from_numpy(drawn).to(pixels.device, non_blocking=True)
+
     images = pixels.permute(0, 3, 1, 2)
     if draws.shift is not None:
-        images = _shifted(images, torch.from_numpy(draws.shift).to(given), train.shift)
+        images = _shifted(images, moved(draws.shift), train.shift)
     if draws.flip is not None:
-        images = torch.where(torch.from_numpy(draws.flip).to(given)[:, None, None, None], images.flip(3), images)
+        images = torch.where(moved(draws.flip)[:, None, None, None], images.flip(3), images)
     images = images.to(torch.float32, memory_format=torch.channels_last)
     if draws.affine is not None:
-        grid = F.affine_grid(torch.from_numpy(draws.affine).to(given), list(images.shape), align_corners=False)
+        grid = F.affine_grid(moved(draws.affine), list(images.shape), align_corners=False)
         images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     images = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)
     if draws.erase is not None:
-        images = images.masked_fill_(_inside(torch.from_numpy(draws.erase).to(given), images.shape), 0.0)
+        images = images.masked_fill_(_inside(moved(draws.erase), images.shape), 0.0)
     if draws.mix is None:
         return Batch(images, labels, labels)
-    share = torch.from_numpy(draws.mix).to(given)
+    share = moved(draws.mix)
     one_hot = F.one_hot(labels, classes).float()
     targets = share[:, None] * one_hot + (1 - share[:, None]) * one_hot.roll(1, 0)
     share = share[:, None, None, None]
@@ -132,9 +136,10 @@ def augment(
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """`(pixel / 255 - mean) / std` for each channel of float32 (N, C, H, W), in place."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device)[:, None, None]
-    offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)[:, None, None]
-    return images.mul_(scale).add_(offset)
+    scale = torch.tensor([1 / (255 * s) for s in std])[:, None, None]
+    offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])[:, None, None]
+    # made on the device, or moved there blocking, they would have the host wait for it
+    return images.mul_(scale.to(images.device, non_blocking=True)).add_(offset.to(images.device, non_blocking=True))
 
 
 def _shifted(images: Tensor, start: Tensor, most: int) -> Tensor:
