@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from tests.conftest import Project
 
@@ -117,3 +119,23 @@ def test_models_are_shown_without_the_store_and_without_data(released: Project, 
     assert FIRST in clone.run("resflow", "models", "list").out
     assert not (clone.root / ".resflow").exists()
     shutil.rmtree(clone.root)
+
+
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None,
+    reason="torch.compile needs a C++ compiler: no g++ here, nor CXX",
+)
+def test_a_compiled_network_is_trained_to_the_same_bits_each_time_and_evaluated_as_any_other(copied: Project) -> None:
+    model = copied.root / "models/model.safetensors"
+    with safe_open(model, "pt") as file:
+        names = set(file.keys())
+    copied.edit(train__compile=True, train__ema=0.5)
+    digests = []
+    for _ in range(2):
+        model.unlink()
+        copied.run("resflow", "stage", "train")
+        digests.append(sha256(model.read_bytes()).hexdigest())
+    assert digests[0] == digests[1]
+    with safe_open(model, "pt") as file:
+        assert set(file.keys()) == names
+    assert "test accuracy 100.00%" in copied.run("resflow", "stage", "evaluate").out

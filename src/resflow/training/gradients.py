@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from resflow.errors import TrainingError
+
 if TYPE_CHECKING:
     from resflow.data.augment import Batch
     from resflow.params import Train
@@ -34,7 +36,10 @@ def parts(train: Train, rank: int, world: int) -> range:
 
 
 def gradients(net: nn.Module, train: Train, *, seed: int, rank: int, world: int) -> Shared | Sharded:
-    """What `train.shards` asks for; `net` is already on its device."""
+    """What `train.shards` asks for; `net` is already on its device.
+
+    Raises `TrainingError` where `train.compile` needs a compiler that there is not.
+    """
     kind = Sharded if train.shards else Shared
     return kind(net, train, seed=seed, rank=rank, world=world)
 
@@ -207,11 +212,27 @@ def _backward(net: nn.Module, batch: Batch, train: Train) -> Tensor:
 
 
 def _compiled(net: nn.Module, train: Train) -> nn.Module:
+    """What computes as `net` does, with its parameters; `net` itself stays as it is, for validation and copies."""
     if not train.compile:
         return net
     on_gpu = next(net.parameters()).device.type == "cuda"
-    net.compile(mode="reduce-overhead" if on_gpu else "default")  # on a GPU that means CUDA graphs
-    return net
+    if not on_gpu:
+        _check_compiler()
+    # CUDA graphs reuse the memory of the gradients they return, which accumulated pieces would still need
+    graphs = on_gpu and train.accumulate == 1
+    # for one size of batch; else bits would depend on which sizes this process met before
+    return cast(nn.Module, torch.compile(net, dynamic=False, mode="reduce-overhead" if graphs else "default"))
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        mend = "Install g++ (or name another one in CXX), or set it to false"
+        raise TrainingError("train.compile", "is true, but there is no working C++ compiler", mend) from error
 
 
 def _in_order(rows: list[Tensor]) -> Tensor:
