@@ -282,11 +282,12 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--precision")
+    parser.add_argument("--loader", default="memory")
     parser.add_argument("--checkpoint-steps", type=int, default=0)
     arguments = parser.parse_args()
     changes: dict[str, Any] = {"train.epochs": EPOCHS, "train.num_workers": arguments.workers}
     changes |= {"train.shards": arguments.shards, "train.device": "cpu", "train.max_failures": 0}
-    changes["checkpoint.steps"] = arguments.checkpoint_steps
+    changes |= {"checkpoint.steps": arguments.checkpoint_steps, "data.loader": arguments.loader}
     given = {"train.threads": arguments.threads, "train.precision": arguments.precision}
     changes |= {key: value for key, value in given.items() if value}
     tree = params.override(params.read(Path("params.yaml")), changes, "params.yaml")

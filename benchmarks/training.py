@@ -82,8 +82,8 @@ def main() -> None:
 
 def _some_images(folder: Path) -> Path:
     place = folder / "data" / "prepared"
-    place.mkdir(parents=True)
     for split, count in (("train", IMAGES), ("validation", VALIDATION)):
+        (place / split).mkdir(parents=True)
         images, labels = arrays.load(Path("data/prepared"), split)
         np.save(arrays.images_path(place, split), images[:count])
         np.save(arrays.labels_path(place, split), labels[:count])

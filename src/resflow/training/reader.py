@@ -15,13 +15,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resflow.data import shards
-from resflow.data.idx import Bytes
-from resflow.data.stream import Piece, Read
 from resflow.errors import DataError, ResflowError, TrainingError
 from resflow.training.remote import BucketFolder
+
+if TYPE_CHECKING:  # tasks load this module, and torch would be most of what they take
+    from resflow.data.idx import Bytes
+    from resflow.data.stream import Piece, Read
 
 __all__ = ["read_with_ray", "store_bytes"]
 
@@ -51,10 +53,11 @@ def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_
         from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
         from ray.exceptions import RayError
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it tells is raised, too
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.raise_original_map_exception = True
         context.execution_options.preserve_order = True
         limits = ExecutionResources.for_limits(object_store_memory=AHEAD * file_bytes)
         context.execution_options.resource_limits = limits
@@ -64,7 +67,7 @@ def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_
             partial(_load, place=place, shape=shape),
             batch_size=None,
             num_cpus=0,
-            compute=TaskPoolStrategy(size=TASKS),
+            compute=TaskPoolStrategy(size=min(TASKS, len(pieces))),
             label_selector={"ray.io/node-id": node},
         )
         try:

@@ -1,0 +1,216 @@
+"""Training on streamed images: in less memory than they take, to the same bits, from a disk and from a bucket."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resflow import storage
+from resflow.data import arrays, shards
+from resflow.data.arrays import Split
+from resflow.data.idx import Bytes
+from resflow.data.stream import Piece
+from resflow.errors import DataError
+from resflow.files import write_together
+from resflow.training.reader import read_with_ray, store_bytes
+from resflow.training.remote import Arrays, Bucket
+from tests.conftest import Project, make_project, write_digits
+from tests.drills.drill import wait_until_step
+from tests.integration import limits
+
+pytestmark = pytest.mark.integration
+
+MIB = 1 << 20
+LIMIT, DATA = 1536 * MIB, 2048 * MIB
+"""Of it, Ray's own processes, the interpreter and torch take about 1 GiB."""
+STEPS = 96
+"""Of an epoch of 3840 images in batches of 40; its windows are of 33 steps and their files of 1337 images."""
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
+    """A project with three files of streamed images."""
+    folder = tmp_path_factory.mktemp("stream")
+    made = make_project(folder / "project", home)
+    files = write_digits(folder / "more", train=4800)
+    made.edit(
+        data__loader="stream",
+        data__file_mib=1,
+        data__shuffle_mib=1,
+        data__sources=[str(folder / "more")],
+        data__files={role: {"name": name, "sha256": digest} for role, (name, digest) in files.items()},
+        train__epochs=2,
+        train__shards=2,
+        checkpoint__steps=7,
+    )
+    made.run("resflow", "stage", "fetch")
+    made.run("resflow", "stage", "prepare")
+    return made
+
+
+def digest(project: Project) -> str:
+    return sha256((project.root / "models" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_two_workers_that_are_killed_within_an_epoch_and_one_that_goes_on_end_in_the_bits_of_one(
+    streamed: Project,
+) -> None:
+    assert len(shards.load(streamed.root / "data/prepared/train").shards) == 3
+    done = streamed.run("resflow", "stage", "train")
+    assert [line.split()[1] for line in done.out.splitlines()] == ["1/2", "2/2"]
+    undisturbed = digest(streamed)
+
+    streamed.edit(train__num_workers=2)
+    command = ["resflow", "stage", "train"]
+    driver = subprocess.Popen(
+        command, cwd=streamed.root, env=streamed.env(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert wait_until_step(streamed, driver, STEPS + 7), driver.communicate()[0]
+        driver.send_signal(signal.SIGKILL)
+    finally:
+        driver.kill()
+        driver.communicate()
+    streamed.edit(train__num_workers=1)
+    again = streamed.run("resflow", "stage", "train")
+    step = int(again.out.split()[4])
+    assert STEPS < step < 2 * STEPS, again.out
+    assert digest(streamed) == undisturbed
+
+
+# --- bounded memory ---------------------------------------------------------------------------------------------------
+
+
+class Pictures:
+    """Images of 8 x 8 pixels in 512 channels, made as they are asked for: many bytes, and little work for a network."""
+
+    shape = (DATA // (8 * 8 * 512), 8, 8, 512)
+
+    def __init__(self) -> None:
+        self._base = np.random.default_rng(0).integers(0, 200, (64, *self.shape[1:]), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice, /) -> Bytes:
+        rows = np.arange(*part.indices(len(self)))
+        return self._base[rows % 64] + (rows // 64 % 50).astype(np.uint8)[:, None, None, None]
+
+
+@pytest.mark.skipif(limits.why_not() is not None, reason=str(limits.why_not()))
+def test_an_epoch_of_more_images_than_there_is_memory_is_trained(tmp_path: Path, home: Path) -> None:
+    made = make_project(tmp_path / "project", home)
+    made.edit(data__loader="stream", data__file_mib=4, data__shuffle_mib=16)
+    made.edit(train__batch_size=256, train__epochs=1)
+    prepared, images = made.root / "data" / "prepared", Pictures()
+    labels = (np.arange(len(images)) % 10).astype(np.uint8)
+    few = Split(images[:100], labels[:100])
+    write_together(
+        {
+            arrays.images_path(prepared, "validation"): arrays.writer(few.images),
+            arrays.labels_path(prepared, "validation"): arrays.writer(few.labels),
+            **dict(shards.writers(prepared / "train", images, labels, file_mib=4)),
+        }
+    )
+    sheet = {"classes": [str(number) for number in range(10)], "image_shape": list(images.shape[1:])}
+    sheet |= {"mean": [0.5] * 512, "std": [0.2] * 512, "splits": {"train": {"count": len(images)}}}
+    (made.root / "data" / "datasheet.json").write_text(json.dumps(sheet))
+    assert sum(path.stat().st_size for path in (prepared / "train").iterdir()) > LIMIT
+
+    with limits.memory_limit(LIMIT) as enter:
+        within = ("sh", "-c", f'{enter} && exec "$@"', "sh")
+        held = made.run(*within, "python", "-c", f"print(len(bytearray(b'x') * {DATA}))", code=None)
+        assert held.code == -signal.SIGKILL, "the limit does not hold"
+        done = made.run(*within, "resflow", "stage", "train")
+    assert done.out.startswith("epoch 1/1 ")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    import ray
+
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address="local", num_cpus=1, object_store_memory=store_bytes(MIB, 1), **options)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder with three files of 64 images."""
+    folder = tmp_path_factory.mktemp("prepared")
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (150, 128, 128, 1), np.uint8)
+    write_together(dict(shards.writers(folder / "train", images, np.arange(150).astype(np.uint8), file_mib=1)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bucket(store: tuple[Path, storage.Endpoint]) -> Bucket:
+    _, endpoint = store
+    return Bucket(
+        url="s3://resflow/stream",
+        endpoint=endpoint.url,
+        access_key=endpoint.access_key,
+        secret_key=endpoint.secret_key,
+        session_token=None,
+        region="us-east-1",
+    )
+
+
+def described(prepared: Path) -> Arrays:
+    train = prepared / "train"
+    streamed = {f"train/{shard.name}": shard.size for shard in shards.load(train).shards}
+    digests = {f"train/{shards.INDEX}": sha256((train / shards.INDEX).read_bytes()).hexdigest()}
+    return Arrays(folder=prepared, digests=digests, streamed=streamed)
+
+
+PIECES = [Piece("000002.parquet", 0, 22), Piece("000000.parquet", 60, 64), Piece("000001.parquet", 3, 9)]
+LABELS = [*range(128, 150), *range(60, 64), *range(67, 73)]
+
+
+def test_pieces_are_read_in_their_order_from_a_disk_and_from_a_bucket(
+    ray: None, prepared: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    given = described(prepared)
+    bucket.send(given)
+    fetched = bucket.fetch(given, tmp_path)
+    assert [path.name for path in (fetched / "train").iterdir()] == [shards.INDEX], "only the index is fetched"
+    index = shards.load(fetched / "train")
+    blocks = []
+    for place in (prepared / "train", bucket.folder(f"arrays/{given.key}/train")):
+        read = read_with_ray(place, index.shape, index.file_bytes)
+        images, labels = zip(*read(PIECES), strict=True)
+        assert np.concatenate(labels).tolist() == LABELS
+        blocks.append(np.concatenate(images))
+    assert np.array_equal(*blocks)
+    assert not given.whole(fetched), "a folder without the files is not taken for the driver's own"
+    assert given.whole(prepared)
+
+
+def test_a_file_that_is_damaged_or_gone_is_one_error_that_names_it(
+    ray: None, prepared: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    index = shards.load(prepared / "train")
+    content = bytearray((prepared / "train" / "000001.parquet").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "000001.parquet").write_bytes(content)
+    read = read_with_ray(tmp_path, index.shape, index.file_bytes)
+    with pytest.raises(DataError, match=r"000001\.parquet: is no whole Parquet file"):
+        list(read(PIECES[2:]))
+    with pytest.raises(DataError, match=r"000002\.parquet: is missing"):
+        list(read(PIECES[:1]))
+    gone = read_with_ray(bucket.folder("nowhere/train"), index.shape, index.file_bytes)
+    with pytest.raises(DataError, match=r"000002\.parquet: is missing"):
+        list(gone(PIECES[:1]))
