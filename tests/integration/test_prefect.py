@@ -394,5 +394,23 @@ def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_sam
     assert lock(project) == stopped
 
 
+def test_a_killed_run_with_a_parameter_of_its_own_leaves_no_process_and_the_next_goes_on(
+    copied: Project, server: str
+) -> None:
+    command = ("resflow", "run", "-S", "train.epochs=60", "--no-release")
+    with running(copied, *command) as process:  # with a server of its own
+        wait_for(lambda: "\n".join(work_lines(process)).count("\nepoch ") >= 2, "training to go on")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE)
+    nobody_works(copied)
+    (left,) = copied.git("worktree", "list").splitlines()[1:]
+    done = copied.run(*command, **knows(server))
+    assert "going on from step" in done.out
+    assert "epoch 1/60" not in done.out
+    assert "epoch 60/60" in done.out
+    assert copied.git("worktree", "list").count("\n") == 0, left
+    assert not (copied.root / ".resflow" / "runs").exists()
+
+
 def lock(project: Project) -> Any:
     return yaml.safe_load((project.root / "dvc.lock").read_text())
