@@ -57,7 +57,7 @@ PREACT = {
     for name, one in IMAGENET.items()
 }
 SMALL = {
-    "resnet8_max": Structure(blocks=(1, 1, 1), widths=(16, 48, 96), stem="patch5x5", pool="max"),
+    "resnet8_max": Structure(blocks=(1, 1, 1), widths=(16, 32, 64), stem="patch5x5", pool="max"),
     "resnet8_avg": Structure(blocks=(1, 1, 1), widths=(16, 32, 64), stem="patch4x4"),
 }
 
