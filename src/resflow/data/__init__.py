@@ -5,7 +5,9 @@
     split     which images are for validation
     sheet     what is known of the prepared data: counts, mean, deviation, duplicates
     arrays    the prepared arrays on disk
-    batches   from arrays to what a network takes
+    shards    a training split in Parquet files instead
+    stream    which of their images stand in which batch
+    batches   from arrays or a stream to what a network takes
 
 Nothing is re-exported, so that a stage loads only what it uses.
 """

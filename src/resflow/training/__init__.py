@@ -1,1 +1,1 @@
-"""Training: `loop` is one worker's training in plain torch, `cluster` puts Ray Train around it."""
+"""Training: `loop` is one worker's in plain torch, `cluster` is Ray Train around it, `reader` Ray Data before it."""
