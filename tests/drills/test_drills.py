@@ -32,7 +32,7 @@ def undisturbed(prepared: Project) -> dict[int, dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "stage"])  # `dvc` brings it down with itself
 def test_a_run_killed_at_a_random_moment_ends_in_the_bits_of_one_left_alone(
     prepared: Project, undisturbed: dict[int, dict[str, str]], kind: str
 ) -> None:

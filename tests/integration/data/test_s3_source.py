@@ -21,7 +21,7 @@ def settings(tmp_path: Path, source: str) -> params.Params:
     tree = {**params.load(Path(__file__).parents[3] / "params.yaml").model_dump()}
     files = write_digits(tmp_path / "digits", train=20, test=10)
     named = {role: {"name": name, "sha256": digest} for role, (name, digest) in files.items()}
-    tree["data"] = {"sources": [source], "files": named}
+    tree["data"] |= {"sources": [source], "files": named}
     return params.parse(tree, "params.yaml")
 
 
