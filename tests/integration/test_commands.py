@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -131,15 +132,16 @@ def test_a_compiled_network_trains_to_the_same_bits_each_time_and_nearly_those_o
 ) -> None:
     model = copied.root / "models/model.safetensors"
 
-    def trained(compile: bool) -> dict[str, torch.Tensor]:
+    def trained(compile: bool) -> tuple[dict[str, torch.Tensor], list[float]]:
         copied.edit(train__compile=compile, train__ema=0.5)
         model.unlink()
         copied.run("resflow", "stage", "train")
-        return load_file(model)
+        with (copied.root / "plots/train/curves.csv").open() as file:
+            return load_file(model), [float(row["train_loss"]) for row in csv.DictReader(file)]
 
-    plain, one, again = (trained(compile) for compile in (False, True, True))
+    (plain, usual), (one, losses), (again, _) = (trained(compile) for compile in (False, True, True))
+    assert losses == pytest.approx(usual, rel=0.05)  # weights may be those of another epoch: a few images decide that
     assert one.keys() == plain.keys()
     for name, weights in one.items():
         assert torch.equal(weights, again[name])
-        assert torch.allclose(weights.float(), plain[name].float(), atol=0.01)
     copied.run("resflow", "stage", "evaluate")
