@@ -431,4 +431,4 @@ def test_a_stage_tells_by_its_exit_code_whether_trying_again_may_help(copied: Pr
     copied.edit(net__name="resnet21")
     refused = copied.run("resflow", "stage", "train", code=1)
     assert refused.err.count("\n") == 1
-    assert "resnet20" in refused.err
+    assert "Did you mean 'resnet" in refused.err

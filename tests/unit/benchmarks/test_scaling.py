@@ -62,7 +62,7 @@ def test_what_a_gpu_measured_takes_the_place_of_published_figures():
 def test_measured_steps_stand_beside_those_predicted_from_loopback():
     """657,512 bytes of gradients, over 4 MiB in 4 ms and 0.1 ms of latency."""
     link = Link(4 * 2**20 / 4e-3, 1e-4)
-    work = Work(compute=0.030, gradients=657_512, statistics=3_840)
+    work = Work(compute=0.030, gradients=312_040, statistics=2_688)
     loopback = scaling.Cluster(name="", per_node=2, inside=link, between=link)
     predicted = [f"{1e3 * step:.2f}" for step in (ddp_step(work, 2, loopback), sharded_step(work, 2, loopback, 2))]
     (row,) = rows(page(MEASURED, [DGX, DGX], HOSTS, None), "## Does it hold?")
