@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         fed = _feed(Path(folder), rounds)
     load = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}; n = {rounds} rounds.\n"
-    told = f"Training, MNIST ({params.load(Path('params.yaml')).net.name}), the second of two epochs:\n\n"
+    told = f"Training, MNIST ({params.load(Path('params.yaml')).net.name}), median of the epochs after the first:\n\n"
     size = f"{COUNT:,} images of {'x'.join(map(str, SHAPE))}, {COUNT * np.prod(SHAPE) / (1 << 20):,.0f} MiB"
     files = f"in files of {FILE_MIB} MiB, shuffled by {SHUFFLE_MIB} MiB"
     alone = f"\nBatches of {BATCH} alone, without a network: {size}, {files}:\n\n"
