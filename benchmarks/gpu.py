@@ -31,21 +31,22 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from resflow.data import arrays, batches
 from resflow.data.arrays import Split
 from resflow.files import json_bytes, write
 from resflow.nets import create
+from resflow.nets.cost import cost
 from resflow.training import loop, optimizer
 from resflow.training.gradients import gradients
 
-__all__ = ["ResNet50", "Sizes", "main", "recipe"]
+__all__ = ["LARGE", "LARGE_CLASSES", "Sizes", "main", "recipe"]
 
 PARAMS = Path("params.yaml")
 STARTED = time.perf_counter()
 CLASSES = 10
+LARGE, LARGE_CLASSES = "resnet50", 1000
 TARGET = 0.995
 PUBLISHED = {"A100": 312e12, "H100 80GB HBM3": 989e12, "H200": 989e12, "B200": 2250e12}
 """FLOP/s in bfloat16, dense, by a part of the device's name; NVIDIA's data sheets of the SXM modules."""
@@ -167,7 +168,8 @@ def _resnet50(device: torch.device, sizes: Sizes, compiled: Sequence[bool]) -> l
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = True
     measured, published = _product(device, sizes), _published(device)
-    flops = 3 * _flops(sizes.side)  # forward, and twice that backward
+    macs = cost(LARGE, image_shape=(sizes.side, sizes.side, 3), num_classes=LARGE_CLASSES).macs
+    flops = 3 * 2 * macs  # forward, and twice that backward; a multiplication and an addition each
     rows, found = [], list[dict[str, Any]]()
     for compile in compiled:
         for resident in (True, False):
@@ -197,10 +199,11 @@ def _speed(device: torch.device, sizes: Sizes, *, compile: bool, resident: bool)
     images = draw.integers(0, 256, (sizes.images, sizes.side, sizes.side, 3), dtype=np.uint8)
     labels = draw.integers(0, 256, sizes.images, dtype=np.uint8)
     torch.manual_seed(0)
-    net = ResNet50().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    net = create(LARGE, in_channels=3, num_classes=LARGE_CLASSES).train()
+    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     share = batches.DEVICE_SHARE
     batches.DEVICE_SHARE = 0.9 if resident else 0.0  # above it, images stay on the host
-    statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": ResNet50.CLASSES}
+    statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": LARGE_CLASSES}
     feed = batches.Batches(Split(images, labels), train, **statistics, seed=0, device=device)  # type: ignore[arg-type]
     batches.DEVICE_SHARE = share
     compute, move = gradients(net, train, seed=0, rank=0, world=1), optimizer.make(net, train)
@@ -214,58 +217,6 @@ def _speed(device: torch.device, sizes: Sizes, *, compile: bool, resident: bool)
     seconds = time.perf_counter() - started
     torch._dynamo.reset()
     return sizes.steps * sizes.batch / seconds
-
-
-class ResNet50(nn.Module):
-    """He et al. 2016, table 1, with the stride in the 3x3 convolution, as torchvision and others have it."""
-
-    CLASSES = 1000
-    BLOCKS, WIDTHS = (3, 4, 6, 3), (64, 128, 256, 512)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        )
-        inputs, stages = 64, list[nn.Module]()
-        for number, (count, width) in enumerate(zip(self.BLOCKS, self.WIDTHS, strict=True)):
-            for block in range(count):
-                stages.append(Bottleneck(inputs, width, 2 if number and not block else 1))
-                inputs = 4 * width
-        self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(inputs, self.CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.stages(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the last to four times the width."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
-            *(nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
-            *(nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or inputs != 4 * width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
-
-
-def _flops(side: int) -> int:
-    """Of one image forward; a multiplication and an addition are two."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        ResNet50().eval()(torch.empty(1, 3, side, side))
-    return int(counter.get_total_flops())
 
 
 def _product(device: torch.device, sizes: Sizes) -> float:

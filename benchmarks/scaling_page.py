@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from benchmarks.gpu import ResNet50
+from benchmarks.gpu import LARGE, LARGE_CLASSES
 from benchmarks.report import environment, table
 from benchmarks.step_model import Cluster, Link, Work, ddp_step, messages, sharded_step
 from resflow.files import write
@@ -176,8 +176,9 @@ def _loopback(rings: dict[int, float]) -> Cluster:
 
 
 def _net(structure: str) -> nn.Module:
+    channels, classes = (3, LARGE_CLASSES) if structure == LARGE else (1, 10)
     with torch.device("meta"):  # sizes without numbers
-        return create(structure, in_channels=1, num_classes=10)
+        return create(structure, in_channels=channels, num_classes=classes)
 
 
 def _work_of(net: nn.Module, compute: float) -> Work:
@@ -188,8 +189,7 @@ def _work_of(net: nn.Module, compute: float) -> Work:
 
 def _resnet50(gpu: Any) -> tuple[Work, int, str]:
     """With its images a GPU, and whence its step time is."""
-    with torch.device("meta"):
-        net = ResNet50()
+    net = _net(LARGE)
     if gpu:
         best = max(gpu["resnet50"], key=lambda row: float(row["images_per_second"]))
         how = f"{'compiled, ' if best['compiled'] else ''}images on the {'device' if best['resident'] else 'host'}"
@@ -208,12 +208,10 @@ def _steps(measured: Measured) -> str:
 
 def _sizes(measured: Measured) -> str:
     rows = []
-    for name in dict.fromkeys([measured.structure, LARGER]):
+    for name in dict.fromkeys([measured.structure, LARGER, LARGE]):
         work = _work_of(_net(name), 0.0)
-        rows.append([name, f"{work.gradients:,}", f"{work.statistics:,}", str(len(messages(work.gradients)))])
-    with torch.device("meta"):
-        work = _work_of(ResNet50(), 0.0)
-    rows.append(["ResNet-50", f"{work.gradients:,}", f"{work.statistics:,}", str(len(messages(work.gradients)))])
+        shown = "ResNet-50" if name == LARGE else name
+        rows.append([shown, f"{work.gradients:,}", f"{work.statistics:,}", str(len(messages(work.gradients)))])
     header = ["network", "bytes of gradients", "bytes of batch-norm statistics", "messages of DistributedDataParallel"]
     return table(header, rows)
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gpu, scaling
 from resflow import params
+from resflow.nets import create
 
 ROOT = Path(__file__).parents[3]
 ALONE = """
@@ -78,5 +79,5 @@ def test_its_recipe_is_that_of_params_yaml(monkeypatch):
 
 def test_its_resnet50_has_the_parameters_of_the_known_one():
     with torch.device("meta"):
-        net = gpu.ResNet50()
+        net = create(gpu.LARGE, in_channels=3, num_classes=gpu.LARGE_CLASSES)
     assert sum(parameter.numel() for parameter in net.parameters()) == 25_557_032  # torchvision's table of models
