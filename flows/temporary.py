@@ -12,7 +12,6 @@ that is killed. This one gets ready while the flow is imported, and ends with th
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import shutil
 import signal
@@ -26,6 +25,7 @@ from pathlib import Path
 import httpx
 
 from resflow.errors import SetupError
+from resflow.processes import die_with_parent
 
 __all__ = ["bring_database", "start"]
 
@@ -94,10 +94,7 @@ def _serve(descriptor: int, parent: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, linux/prctl.h
-        if os.getppid() != parent:  # it died before the call
-            return
+    die_with_parent(signal.SIGTERM, parent)
     uvicorn.run(create_app(ephemeral=True, final=True), fd=descriptor, log_level="error", lifespan="on")
 
 

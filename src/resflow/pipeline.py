@@ -6,7 +6,6 @@ once. What a stage does is `resflow.stages`; what happens with its results is `t
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from resflow.errors import RETRYABLE, SetupError, StageError
 from resflow.files import write
+from resflow.processes import die_with_parent
 
 __all__ = [
     "Pushed",
@@ -200,7 +201,7 @@ def _dvc(
         text=True,
         errors="replace",
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(die_with_parent, signal.SIGKILL),  # the stage below has set its own
     )
     try:
         assert process.stdout is not None
@@ -218,14 +219,6 @@ def _dvc(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         raise
-
-
-_LIBC = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the stage below has set its own
 
 
 def _complaint(lines: list[str]) -> str:

@@ -5,7 +5,6 @@ Each stage is a module with `run(root, params)`, so that dvc.yaml can name the c
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import signal
@@ -15,6 +14,7 @@ from typing import NoReturn
 
 from resflow import params
 from resflow.errors import RETRYABLE, ResflowError
+from resflow.processes import die_with_parent
 
 __all__ = ["NAMES", "main"]
 
@@ -32,7 +32,8 @@ def main(name: str) -> int:
     try:
         signal.signal(signal.SIGTERM, lambda number, frame: _end(told, number))
         if "DVC_STAGE" in os.environ:
-            _die_with_parent()
+            # a stage whose `dvc repro` was killed would train on beside the next one
+            die_with_parent(signal.SIGTERM)
         loaded = params.load(Path("params.yaml"))
         importlib.import_module(f"resflow.stages.{name}").run(Path.cwd(), loaded)
     except ResflowError as error:
@@ -59,13 +60,3 @@ def _stopped(name: str, number: signal.Signals) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(STOPPED[number])  # all is let go; what Ray does at exit takes seconds
-
-
-def _die_with_parent() -> None:
-    """A stage whose `dvc repro` was killed would train on beside the next one; Linux ends it with its parent."""
-    parent_death_signal = 1  # PR_SET_PDEATHSIG, linux/prctl.h
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the call
-            os.kill(os.getpid(), signal.SIGTERM)
