@@ -36,7 +36,7 @@ from resflow.training import checkpoint, loop
 from resflow.training.checkpoint import Folder, LocalFolder
 from resflow.training.display import Display, Event, Meter
 from resflow.training.gradients import parts
-from resflow.training.reader import read_with_ray, store_bytes
+from resflow.training.reader import cause, read_with_ray, store_bytes
 from resflow.training.remote import MARK, Arrays, Bucket, BucketFolder
 
 __all__ = ["Job", "fit"]
@@ -145,7 +145,8 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
             _tell_if_waiting(job.train, address)
             return _beside(lambda: trainer.fit().return_value)  # type: ignore[attr-defined]
     except (TrainingFailedError, RayError) as error:  # the latter where Ray itself is lost, with this node or its head
-        raise _cause(error) from error
+        failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+        raise cause("Ray Train", error, *failures.values()) from error
 
 
 @contextmanager
@@ -454,15 +455,3 @@ def _no_entry(address: str | None, error: BaseException) -> TrainingError:
         else "Set it to 1, or look into /tmp/ray/session_latest/logs"
     )
     return TrainingError(where, f"Ray does not start here ({first})", mend)
-
-
-def _cause(error: Any) -> ResflowError:
-    """The error of resflow that a worker raised, else a summary of Ray's."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        for candidate in (failure, failure.__cause__, getattr(failure, "cause", None)):
-            if isinstance(candidate, ResflowError):
-                return candidate
-    last = (str(error).strip() or type(error).__name__).splitlines()[-1]
-    mend = "Look into Ray's logs, /tmp/ray/session_latest/logs; run it again to go on"
-    return TrainingError("train", f"Ray Train gave up ({last})", mend)

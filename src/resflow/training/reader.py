@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # tasks load this module, and torch would be most of what the
     from resflow.data.idx import Bytes
     from resflow.data.stream import Piece, Read
 
-__all__ = ["read_with_ray", "store_bytes"]
+__all__ = ["cause", "read_with_ray", "store_bytes"]
 
 AHEAD = 4
 """Files that Ray Data may keep in the object store, by its own count."""
@@ -74,7 +74,7 @@ def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_
             for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
                 yield shards.pixels(table, shape)
         except RayError as error:
-            raise _cause(error) from error
+            raise cause("Ray Data", error) from error
 
     return read
 
@@ -89,13 +89,18 @@ def _load(batch: dict[str, Any], place: Path | BucketFolder, shape: tuple[int, i
     return shards.read(source, f"{place}/{name}", int(start), int(stop), shape)
 
 
-def _cause(error: BaseException) -> ResflowError:
-    """The error of resflow that a task raised, else a summary of Ray's."""
-    link: BaseException | None = error
-    while link:
-        if isinstance(link, ResflowError):
-            return link
-        link = getattr(link, "cause", None) or link.__cause__
+def cause(engine: str, error: BaseException, *below: BaseException) -> ResflowError:
+    """The error of resflow that Ray wrapped into `error`, or into one of those `below` it, else a summary of Ray's."""
+    for wrapped in (*below, error):
+        if found := _ours(wrapped):
+            return found
     last = (str(error).strip() or type(error).__name__).splitlines()[-1]
     mend = "Look into Ray's logs, /tmp/ray/session_latest/logs; run it again to go on"
-    return TrainingError("train", f"Ray Data gave up ({last})", mend)
+    return TrainingError("train", f"{engine} gave up ({last})", mend)
+
+
+def _ours(error: BaseException) -> ResflowError | None:
+    if isinstance(error, ResflowError):
+        return error
+    links = (getattr(error, "cause", None), error.__cause__)  # the former is Ray's own
+    return next((found for link in links if isinstance(link, BaseException) and (found := _ours(link))), None)
