@@ -153,20 +153,21 @@ class Bucket:
         oldest = time.time() - days * 86400
         self.folder(name).remove(keep)
         needed = set()
-        for run in self._below(""):
-            if run != name and self.folder(run).touched() < oldest:
-                self.folder(run).remove()
-            elif run != name:
+        for run in set(self._below("")) - {name}:
+            folder = self.folder(run)
+            if folder.touched() < oldest:
+                folder.remove()
+            else:
                 with suppress(FileNotFoundError):  # a run on one machine needs none
-                    needed.add(self.folder(run).read(MARK).decode())
+                    needed.add(folder.read(MARK).decode())
         for key in set(self._below("arrays")) - needed:
-            if self.folder(f"arrays/{key}").touched() < oldest:
-                self.folder(f"arrays/{key}").remove()
+            folder = self.folder(f"arrays/{key}")
+            if folder.touched() < oldest:
+                folder.remove()
 
     def _below(self, prefix: str) -> list[str]:
         """The runs, or the arrays, that have something there."""
-        folders = {name.partition("/")[0] for name in self.folder(prefix).names()}
-        return sorted(name for name in folders if RUN.fullmatch(name))
+        return [name for name in self.folder(prefix).folders() if RUN.fullmatch(name)]
 
 
 class BucketFolder:
@@ -184,11 +185,11 @@ class BucketFolder:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each object there, by its name below the folder."""
-        from pyarrow.fs import FileSelector
+        return {info.path.removeprefix(f"{self._path}/"): info.size for info in self._listed() if info.is_file}
 
-        with _translated(str(self)):
-            found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True, recursive=True))
-            return {info.path.removeprefix(f"{self._path}/"): info.size for info in found if info.is_file}
+    def folders(self) -> list[str]:
+        """Those that have something in them."""
+        return [info.base_name for info in self._listed(recursive=False) if not info.is_file]
 
     def read(self, name: str) -> bytes:
         """The content of one. Raises `FileNotFoundError`, or `StoreError`: a store out of reach has lost nothing."""
@@ -208,25 +209,26 @@ class BucketFolder:
 
     def touched(self) -> float:
         """When the newest object at any depth was written, in seconds since 1970; 0 where there is none."""
-        from pyarrow.fs import FileSelector
-
-        with _translated(str(self)):
-            found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True, recursive=True))
-        return max((info.mtime.timestamp() for info in found if info.mtime), default=0.0)
+        return max((info.mtime.timestamp() for info in self._listed() if info.mtime), default=0.0)
 
     def remove(self, keep: str = "") -> None:
         """Remove all that lies there and below, but for the object `keep`."""
-        from pyarrow.fs import FileSelector, FileType
-
         with _translated(str(self)), suppress(FileNotFoundError):
             if not keep:
                 self._fs.delete_dir(self._path)
                 return
-            for info in self._fs.get_file_info(FileSelector(self._path, allow_not_found=True)):
-                if info.type == FileType.Directory:
+            for info in self._listed(recursive=False):
+                if not info.is_file:
                     self._fs.delete_dir(info.path)
                 elif info.base_name != keep:
                     self._fs.delete_file(info.path)
+
+    def _listed(self, *, recursive: bool = True) -> list[Any]:
+        from pyarrow.fs import FileSelector
+
+        with _translated(str(self)):
+            selector = FileSelector(self._path, allow_not_found=True, recursive=recursive)
+            return list(self._fs.get_file_info(selector))
 
     def copy_in(self, path: Path, name: str) -> None:
         """Upload a file."""
