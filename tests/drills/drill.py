@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import Project
-from tests.integration.ray_nodes import descendants
+from tests.integration.ray_nodes import descendants, gone
 
 RECIPE: dict[str, Any] = {"train__epochs": 12, "train__batch_size": 10, "checkpoint__steps": 7}
 """Long enough to be killed in the middle; a checkpoint every few hundredths of a second."""
@@ -100,7 +100,8 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
                 assert process.wait(END_SECONDS + START_SECONDS) == 0
         finally:
             _end(process, gently=kind.survives)
-        wait_until_gone(servers)
+        alive = [pid for pid in servers if not gone(pid, END_SECONDS)]
+        assert not alive, f"these outlive what started them: {alive}"
     if not kind.survives:
         done = project.run(*kind.command, OMP_WAIT_POLICY="PASSIVE")
         # after a run that was not hit there is nothing to go on from
@@ -133,14 +134,6 @@ def wait_until_step(project: Project, process: subprocess.Popen[str], step: int)
         assert time.monotonic() < deadline, "training does not go on"
         time.sleep(0.005)
     return process.poll() is None
-
-
-def wait_until_gone(pids: list[int]) -> None:
-    """Fails where one of them does not end by itself."""
-    deadline = time.monotonic() + END_SECONDS
-    while alive := [pid for pid in pids if _command_line(pid)]:
-        assert time.monotonic() < deadline, f"these outlive what started them: {alive}"
-        time.sleep(0.05)
 
 
 def _command_line(pid: int) -> bytes:

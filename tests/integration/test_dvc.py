@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tests.integration.ray_nodes import gone, is_alive
+
 if TYPE_CHECKING:
     from tests.conftest import Project
 
@@ -337,22 +339,6 @@ def first_epoch(output: str) -> int:
     found = re.search(r"^epoch (\d+)/", output, re.MULTILINE)
     assert found, output
     return int(found[1])
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def gone(pid: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while is_alive(pid):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
