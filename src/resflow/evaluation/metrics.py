@@ -6,6 +6,7 @@ The predicted class is the first one with the greatest score. Rounding and files
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "negative_log_likelihood",
     "per_class",
     "softmax",
+    "wilson",
 ]
 
 Floats = NDArray[np.floating[Any]]
@@ -119,6 +121,17 @@ def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int)
     """Mean distance of confidence and accuracy over the bins, weighted by their images: Guo et al. 2017, equation 3."""
     table = calibration(probabilities, labels, bins)
     return float(np.sum(table.size / len(labels) * np.abs(table.accuracy - table.confidence)))
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of an accuracy seen on `count` images: Wilson 1927, "Probable Inference"."""
+    if not 0 <= correct <= count or not count:
+        raise ValueError(f"{correct} of {count} is no share")
+    z = 1.959963984540054  # 97.5 % of a normal distribution lie below it
+    share, spread = correct / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / count / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _ratio(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:

@@ -127,3 +127,13 @@ def test_the_order_of_the_images_changes_nothing(pair, random):
     shuffled = logits[order], labels[order]
     assert np.array_equal(metrics.confusion(*pair), metrics.confusion(*shuffled))
     assert metrics.negative_log_likelihood(*pair) == pytest.approx(metrics.negative_log_likelihood(*shuffled))
+
+
+def test_wilson_s_interval_is_that_of_the_literature_and_stays_within_0_and_1():
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3
+    table = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    for counts, interval in table.items():
+        assert metrics.wilson(*counts) == pytest.approx(interval, abs=5e-5)
+    assert metrics.wilson(29, 29) == pytest.approx((1 - 0.1170, 1), abs=5e-5)
+    with pytest.raises(ValueError, match="3 of 2 is no share"):
+        metrics.wilson(3, 2)
