@@ -146,6 +146,9 @@ def make_project(root: Path, home: Path, environment: Mapping[str, str] | None =
             "train.lr": 0.1,
             "train.threads": 1,
             "evaluate.mistakes": 4,
+            "robustness.images": 50,
+            "robustness.corruptions": [],  # else each of the many runs would load torch once more
+            "robustness.epsilons": [],
             "gate.min_accuracy": 0.2,
             "gate.max_ece": 1.0,
         },

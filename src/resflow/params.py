@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from resflow.errors import ParamsError
 
 __all__ = [
+    "Adversarial",
     "Checkpoint",
     "Data",
     "Evaluate",
@@ -32,6 +33,7 @@ __all__ = [
     "RawFile",
     "RawFiles",
     "Registry",
+    "Robustness",
     "Store",
     "Train",
     "load",
@@ -202,6 +204,21 @@ class Net(Section):
         return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
+class Adversarial(Section):
+    """Training against the worst change of each pixel, found by PGD; docs/robustness.md tells what it brings."""
+
+    epsilon: Fraction
+    """Greatest change of a pixel, as a share of full intensity; 0 trains without. Validation meets the full attack too:
+    losses and accuracies of `train` are then those under attack, and so is the choice of the best epoch."""
+    steps: Count
+    """Steps of the attack on each batch, from a random start; each costs about as much as training on it once."""
+    step_size: Annotated[float, Field(gt=0)]
+    """Length of each, as a share of `epsilon`."""
+    warmup_fraction: Fraction
+    """Share of the steps of training in which the attack rises to `epsilon`; at full strength from the first step on,
+    training may never leave chance."""
+
+
 class Train(Section):
     """One training run."""
 
@@ -248,6 +265,7 @@ class Train(Section):
     """Probability that a random rectangle of a training image is erased."""
     mixup: Annotated[float, Field(ge=0)]
     """Both parameters of the beta distribution by which two training images are mixed; 0 mixes none."""
+    adversarial: Adversarial
     precision: Literal["float32", "bfloat16"]
     """Number format of convolutions and matrix products; bfloat16 through autocast."""
     compile: bool
@@ -342,6 +360,52 @@ class Evaluate(Section):
     """The most confident mistakes shown as images, at most this many."""
 
 
+class Robustness(Section):
+    """How the trained model is measured on corrupted and on attacked test images."""
+
+    images: Count
+    """Test images, drawn by `seed`."""
+    # Spelt out, so that editors complete it and a misspelt one is told at once, without torch. A test compares.
+    corruptions: Annotated[
+        tuple[
+            Literal[
+                "shot_noise",
+                "impulse_noise",
+                "gaussian_noise",
+                "gaussian_blur",
+                "glass_blur",
+                "motion_blur",
+                "shear",
+                "scale",
+                "rotate",
+                "translate",
+                "brightness",
+                "contrast",
+                "stripe",
+                "fog",
+                "spatter",
+                "dotted_line",
+                "zigzag",
+                "pixelate",
+            ],
+            ...,
+        ],
+        Field(strict=False),
+    ]
+    """Corruptions, each at five severities; none for an empty list."""
+    epsilons: Annotated[tuple[Annotated[float, Field(gt=0, le=1, strict=True)], ...], Field(strict=False)]
+    """Greatest changes of a pixel that FGSM and PGD may make, as shares of full intensity; none for an empty list."""
+    steps: Count
+    """Steps of PGD."""
+    step_size: Annotated[float, Field(gt=0)]
+    """Length of each, as a share of epsilon."""
+    restarts: Count
+    """Random starts of PGD; an image counts as right if it stands them all."""
+    downsample: Count
+    """Side of the squares of pixels that are averaged before the network, as a defence; attacks go through it. 1 for
+    none."""
+
+
 class Gate(Section):
     """What a model must reach to be released."""
 
@@ -378,6 +442,7 @@ class Params(Section):
     train: Train
     checkpoint: Checkpoint
     evaluate: Evaluate
+    robustness: Robustness
     gate: Gate
     registry: Registry
     store: Store

@@ -104,10 +104,10 @@ def _values(field: Mapping[str, Any]) -> str:
     if "prefixItems" in field:
         return f"[{', '.join(_values(item) for item in field['prefixItems'])}]"
     if field["type"] == "array":
-        most = (
-            f", {field['minItems']} to {field['maxItems']}" if "maxItems" in field else f", {field['minItems']} or more"
-        )
-        return f"list of {KINDS[field['items']['type']]}{most}"
+        least = field.get("minItems", 0)
+        most = f", {least} to {field['maxItems']}" if "maxItems" in field else f", {least} or more"
+        items = field["items"]
+        return f"list of {_values(items) if 'enum' in items else KINDS[items['type']]}{most}"
     bounds = " and ".join(f"{sign} {field[key]:.10g}" for key, sign in BOUNDS.items() if key in field)
     pattern = f"`{field['pattern']}`" if "pattern" in field else ""
     return " ".join(filter(None, [KINDS[field["type"]], bounds, pattern]))

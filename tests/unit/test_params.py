@@ -30,10 +30,14 @@ net.stochastic_depth net.activation net.norm net.init net.pool
 train.init_from train.init_sha256
 train.epochs train.batch_size train.accumulate train.optimizer train.lr train.momentum train.weight_decay
 train.clip_norm train.schedule train.warmup_fraction train.label_smoothing train.ema train.shift train.flip train.rotate
-train.scale train.erase train.mixup train.precision train.compile train.device train.num_workers train.shards
+train.scale train.erase train.mixup
+train.adversarial.epsilon train.adversarial.steps train.adversarial.step_size train.adversarial.warmup_fraction
+train.precision train.compile train.device train.num_workers train.shards
 train.threads train.max_failures
 checkpoint.steps checkpoint.seconds
 evaluate.batch_size evaluate.calibration_bins evaluate.mistakes
+robustness.images robustness.corruptions robustness.epsilons robustness.steps robustness.step_size robustness.restarts
+robustness.downsample
 gate.min_accuracy gate.max_ece gate.max_accuracy_drop
 registry.auto_promote
 store.bucket
@@ -333,3 +337,22 @@ def test_every_section_and_parameter_is_described() -> None:
 def test_every_parameter_has_a_row_on_the_page() -> None:
     page = reference.markdown()
     assert [name for name in ALL if f"| `{name}` |" not in page] == []
+
+
+def test_the_corruptions_that_can_be_asked_for_are_those_that_exist() -> None:
+    from resflow.evaluation.corruptions import CORRUPTIONS
+
+    assert SCHEMA["$defs"]["Robustness"]["properties"]["corruptions"]["items"]["enum"] == list(CORRUPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"robustness__corruptions": ["gausian_noise"]}, "docs/parameters.md lists. Did you mean 'gaussian_noise'?"),
+        ({"robustness__epsilons": [0.1, -0.3]}, "'robustness.epsilons.1' is -0.3, but should be greater than 0"),
+        ({"train__adversarial__epsilon": -0.3}, "'train.adversarial.epsilon' is -0.3, but should be greater"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_corrupted_or_attacked_with_is_refused(change: dict[str, Any], said: str) -> None:
+    assert said in refusal(changed(**change))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from resflow.data.batches import Batches, to_input
 from resflow.errors import TrainingError
 from resflow.training import optimizer as optimizers
+from resflow.training.adversary import Adversary
 from resflow.training.gradients import gradients
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def train(
         training, train, mean=card.mean, std=card.std, classes=len(card.classes), seed=seed, device=device
     )  # fmt: skip
     steps = _steps(batches, train)
+    attacks = train.adversarial.epsilon > 0
+    adversary = Adversary(card, train, seed=seed, total=train.epochs * steps) if attacks else None
     step, history, best, kept = state.step, list(state.history), state.best, state
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     if state.sums is not None:
@@ -183,7 +186,8 @@ def train(
             rate = optimizers.learning_rate(train, step, train.epochs * steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            sums += compute.run(partial(batches.get, epoch, position), step)
+            get = partial(batches.get, epoch, position)
+            sums += compute.run(adversary.against(net, get, step) if adversary else get, step)
             if train.clip_norm:
                 nn.utils.clip_grad_norm_(net.parameters(), train.clip_norm)
             optimizer.step()
@@ -201,7 +205,7 @@ def train(
                         keeper.keep(kept)
         rows = whole()
         weights = average.module if average else net
-        measured = _validate(weights, validation, card, train, device, rank, world)
+        measured = _validate(weights, validation, card, train, device, rank, world, adversary)
         _check("the validation loss", measured[0], step, rate, kept)
         history.append(_epoch(epoch, rate, rows.sum(0), measured))
         if max(history, key=lambda one: one.validation_accuracy) is history[-1]:
@@ -284,8 +288,15 @@ def _epoch(epoch: int, rate: float, sums: Tensor, validation: tuple[float, float
 
 @torch.inference_mode()
 def _validate(
-    net: nn.Module, split: Split, card: ModelCard, train: Train, device: torch.device, rank: int, world: int
-) -> tuple[float, float]:  # fmt: skip
+    net: nn.Module,
+    split: Split,
+    card: ModelCard,
+    train: Train,
+    device: torch.device,
+    rank: int,
+    world: int,
+    adversary: Adversary | None,
+) -> tuple[float, float]:
     """Mean loss and accuracy, the same for any number of workers: each takes whole batches, summed in their order."""
     net.eval()
     starts = range(0, len(split.labels), VALIDATION_BATCH)
@@ -294,6 +305,8 @@ def _validate(
         part = slice(starts[number], starts[number] + VALIDATION_BATCH)
         inputs = to_input(split.images[part], card.mean, card.std, device)
         truth = torch.from_numpy(split.labels[part].astype(np.int64)).to(device)
+        if adversary:
+            inputs = adversary.validate(net, inputs, truth, number)
         with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
             logits = net(inputs)
         loss = F.cross_entropy(logits.float(), truth, reduction="none").double().sum()

@@ -42,6 +42,7 @@ SETTINGS = {
     "scale": 0.0,
     "erase": 0.0,
     "mixup": 0.0,
+    "adversarial": {"epsilon": 0.0, "steps": 2, "step_size": 0.6, "warmup_fraction": 0.5},
     "precision": "float32",
     "compile": False,
     "device": "cpu",

@@ -18,6 +18,7 @@ from resflow.errors import TrainingError
 from resflow.nets import altered
 from resflow.training.loop import State
 from tests.unit.training.small import (
+    SETTINGS,
     STEPS,
     TRAINING,
     VALIDATION,
@@ -36,6 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "augmented": AUGMENTED,
     "bfloat16": {"precision": "bfloat16", "schedule": "step"},
     "clipped": {"clip_norm": 0.5, "accumulate": 2},
+    "adversarial": {"adversarial": {**SETTINGS["adversarial"], "epsilon": 0.1}, "epochs": 2, "ema": 0.8},
     "shards": {"shards": 4, "ema": 0.8, **AUGMENTED},
 }
 
@@ -57,7 +59,7 @@ def weights(state: State) -> dict[str, Tensor]:
 def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits_of_everything(recipe: str) -> None:
     keeper, train = Every(), settings(**RECIPES[recipe])
     whole = run(train, keeper=keeper)
-    assert [state.step for state in keeper.states] == list(range(1, 3 * STEPS + 1))
+    assert [state.step for state in keeper.states] == list(range(1, train.epochs * STEPS + 1))
     for number, stopped in enumerate(keeper.states):
         again = Every()
         assert differences(run(train, state=copy.deepcopy(stopped), keeper=again), whole) == []
