@@ -129,7 +129,7 @@ def run(
 
 
 @app.command(epilog=_examples("resflow stage train"))
-def stage(name: Annotated[str, typer.Argument(help="fetch, prepare, train or evaluate.")]) -> None:
+def stage(name: Annotated[str, typer.Argument(help="fetch, prepare, train, evaluate or robustness.")]) -> None:
     """Run the body of one stage of dvc.yaml, up to date or not. `dvc repro` calls this; you rarely will."""
     from resflow.stages import main as run_stage
 

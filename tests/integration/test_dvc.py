@@ -130,6 +130,7 @@ def clone(project: Project, into: Path, revision: str) -> Project:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_reads_what_dvc_yaml_declares_and_nothing_else(name: str, copied: Project, tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
+    copied.edit(robustness__corruptions=["fog"], robustness__epsilons=[0.1])  # with none it loads nothing
     done = copied.run("python", str(tmp_path / "probe.py"), str(tmp_path / "read.json"), name)
     read = json.loads((tmp_path / "read.json").read_text())
     assert read["code"] == 0, done.err
@@ -173,11 +174,13 @@ def test_a_change_reruns_the_stages_that_it_concerns_and_no_others(copied: Proje
     before = (copied.root / "params.yaml").read_text()
     for changes, stages in (
         ({"train__lr": 0.05}, {"train"}),
-        ({"train__threads": 2}, {"train", "evaluate"}),
+        ({"train__threads": 2}, {"train", "evaluate", "robustness"}),
         ({"net__name": "resnet8_max"}, {"train"}),
+        ({"train__adversarial__epsilon": 0.1}, {"train"}),
         ({"evaluate__mistakes": 3}, {"evaluate"}),
+        ({"robustness__images": 20}, {"robustness"}),
         ({"prepare__validation_fraction": 0.1}, {"prepare"}),
-        ({"seed": 1}, {"prepare", "train"}),
+        ({"seed": 1}, {"prepare", "train", "robustness"}),
         ({"data__sources": ["elsewhere"]}, {"fetch"}),
     ):
         copied.edit(**changes)
@@ -225,10 +228,12 @@ def test_the_reports_of_dvc_work_after_a_run_and_in_a_clean_clone(released: Proj
 
 
 def test_the_plots_of_dvc_show_every_figure(copied: Project) -> None:
+    copied.edit(robustness__corruptions=["fog", "shear"], robustness__epsilons=[0.1, 0.3])
+    copied.run("resflow", "stage", "robustness")
     copied.run("dvc", "plots", "show")
     page = (copied.root / "dvc_plots/index.html").read_text()
     shown = {spec["title"]["text"]: spec for spec in specs(page)}
-    assert len(shown) == 8
+    assert len(shown) == 10
 
     def values(title: str) -> list[dict[str, str]]:
         return shown[title]["data"]["values"]  # type: ignore[no-any-return]
@@ -254,9 +259,16 @@ def test_the_plots_of_dvc_show_every_figure(copied: Project) -> None:
         ("Training images per second (not hashed)", "timings/train.csv", ("epoch", "images_per_second")),
     ):
         assert [tuple(row[key] for key in keys) for row in values(title)] == column(path, *keys), title
-    (image,) = re.findall(r'<img[^>]*src="([^"]+mistakes\.png)"', page)
-    drawn = (copied.root / "dvc_plots" / image).read_bytes()
-    assert drawn == (copied.root / "plots/evaluate/mistakes.png").read_bytes()
+    for title, name, figures in (
+        ("Accuracy by severity, over the corruptions", "severities.csv", ("mean", "lowest", "highest")),
+        ("Accuracy under attack", "attacks.csv", ("fgsm", "pgd")),
+    ):
+        drawn = {(row["field"], row["dvc_inferred_y_value"]) for row in values(title)}
+        measured = {(figure, value) for figure in figures for (value,) in column(f"plots/robustness/{name}", figure)}
+        assert drawn == measured, title
+    for name in ("evaluate/mistakes.png", "robustness/corruptions.png"):
+        (image,) = re.findall(rf'<img[^>]*src="([^"]+{Path(name).name})"', page)
+        assert (copied.root / "dvc_plots" / image).read_bytes() == (copied.root / "plots" / name).read_bytes()
 
 
 def specs(page: str) -> Iterator[dict[str, Any]]:

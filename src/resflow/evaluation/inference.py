@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,17 +16,29 @@ import torch
 from numpy.typing import NDArray
 
 from resflow.data.batches import to_input
+from resflow.errors import DataError
 from resflow.nets.fusion import fused
 
 if TYPE_CHECKING:
+    from resflow.data.arrays import Split
     from resflow.nets.file import ModelCard
 
-__all__ = ["deterministic", "device", "logits"]
+__all__ = ["check_fit", "deterministic", "device", "logits"]
 
 
 def device(wanted: str) -> str:
     """`cpu` or `cuda` for `train.device`, where `auto` takes the GPU if there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def check_fit(path: Path, card: ModelCard, test: Split) -> None:
+    """Raise `DataError` where the model at `path` was trained for other images or classes than those of `test`."""
+    shape, classes = test.images.shape[1:], int(test.labels.max(initial=0)) + 1
+    if not len(test.labels):
+        raise DataError(str(path), "cannot be measured: the test split is empty", "Run `dvc repro --force prepare`")
+    if shape != card.image_shape or classes > len(card.classes):
+        was = f"was trained for {len(card.classes)} classes of images {card.image_shape}"
+        raise DataError(str(path), f"{was}, but the test split has {classes} of {shape}", "Run `dvc repro`")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def run(root: Path, params: Params) -> None:
     """Evaluate models/model.safetensors on the test split of data/prepared. Raises `DataError`."""
     net, card = file.load(root / MODEL)
     test = arrays.load(root / PREPARED, "test")
-    _check_fit(root / MODEL, card, test)
+    inference.check_fit(root / MODEL, card, test)
     start = time.perf_counter()
     with inference.deterministic(params.train.threads):
         device = inference.device(params.train.device)
@@ -47,15 +47,6 @@ def run(root: Path, params: Params) -> None:
     timing = {"seconds": seconds, "images_per_second": len(test.labels) / max(seconds, 1e-9)}
     write(root / TIMINGS / "evaluate.json", json_bytes(timing))
     print(f"test accuracy {report['accuracy']:.2%}, {report['error_count']} of {report['count']} wrong", flush=True)
-
-
-def _check_fit(path: Path, card: ModelCard, test: Split) -> None:
-    shape, classes = test.images.shape[1:], int(test.labels.max(initial=0)) + 1
-    if not len(test.labels):
-        raise DataError(str(path), "cannot be measured: the test split is empty", "Run `dvc repro --force prepare`")
-    if shape != card.image_shape or classes > len(card.classes):
-        was = f"was trained for {len(card.classes)} classes of images {card.image_shape}"
-        raise DataError(str(path), f"{was}, but the test split has {classes} of {shape}", "Run `dvc repro`")
 
 
 def _report(logits: NDArray[np.float32], test: Split, card: ModelCard, settings: Evaluate) -> dict[str, Any]:
