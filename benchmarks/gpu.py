@@ -100,11 +100,19 @@ def main() -> None:
 def recipe(**changes: Any) -> Any:
     """The section `train` of params.yaml, read without the packages that resflow otherwise reads it with.
 
-    That section is plain `key: value` lines, of which this understands numbers, booleans and words. Nothing is checked.
+    That section is plain `key: value` lines and sections of such lines, of which this understands numbers, booleans and
+    words. Nothing is checked.
     """
     body = PARAMS.read_text().partition("\ntrain:\n")[2].partition("\n\n")[0]
-    pairs = (line.strip().split(": ", 1) for line in body.splitlines())
-    return SimpleNamespace(**{key: _value(text) for key, text in pairs} | changes)
+    read = inner = SimpleNamespace()
+    for line in body.splitlines():
+        key, _, text = line.strip().partition(":")
+        place = inner if line.startswith("    ") else read
+        if not text:
+            inner = SimpleNamespace()
+        setattr(place, key, _value(text.strip()) if text else inner)
+    vars(read).update(changes)
+    return read
 
 
 def _value(text: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from resflow.nets import altered
-from tests.unit.training.small import STEPS, accuracy, differences
+from tests.unit.training.small import SETTINGS, STEPS, accuracy, differences
 from tests.unit.training.workers import VALIDATION, Play, Played, play
 
 AUGMENTED = {"shift": 1, "flip": True, "rotate": 10.0, "erase": 0.5, "mixup": 0.2}
@@ -15,6 +15,8 @@ SHARDS: dict[str, Any] = {"epochs": 2, "shards": 4, "ema": 0.8, "clip_norm": 2.0
 DROPOUT: dict[str, Any] = {"epochs": 1, "shards": 4, "optimizer": "adamw", "lr": 0.002}
 DEPTH: dict[str, Any] = {"epochs": 1, "shards": 4}
 DEEP = altered("resnet8_avg", {"stochastic_depth": 0.5, "norm": "group"})
+ATTACK: dict[str, Any] = {**SETTINGS["adversarial"], "epsilon": 0.1}
+ATTACKED: dict[str, Any] = {"epochs": 1, "shards": 4, "adversarial": ATTACK}
 SHARED: dict[str, Any] = {"epochs": 2, "ema": 0.8, "shift": 1}
 HALT = 6
 """A step within the second epoch."""
@@ -24,12 +26,15 @@ PLAYS = [
     Play(name="growing and shrinking", changes=SHARDS, world=[(1, 2), (4, STEPS), (2, HALT), (3, END)]),
     *(Play(name=f"dropout on {n}", changes=DROPOUT, world=[(n, END)], structure="article_cnn") for n in (1, 3)),
     *(Play(name=f"depth on {n}", changes=DEPTH, world=[(n, END)], structure=DEEP) for n in (1, 3)),
+    *(Play(name=f"attacked on {n}", changes=ATTACKED, world=[(n, END)]) for n in (1, 3)),
     Play(name="shared", changes=SHARED, world=[(2, END)]),
     Play(name="shared, gone on", changes=SHARED, world=[(2, END)], after=("shared", HALT)),
     Play(name="shared, stopped and gone on", changes=SHARED, world=[(2, 3), (2, END)]),
     Play(name="shared by three", changes=SHARED, world=[(3, END)]),
     Play(name="shared by three, stopped and gone on", changes=SHARED, world=[(3, 3), (3, END)]),
     Play(name="shared by one", changes=SHARED, world=[(1, END)]),
+    Play(name="attacked", changes={**SHARED, "adversarial": ATTACK}, world=[(2, END)]),
+    Play(name="attacked, stopped and gone on", changes={**SHARED, "adversarial": ATTACK}, world=[(2, 3), (2, END)]),
     Play(name="pieces", changes={**SHARED, "accumulate": 2}, world=[(2, END)]),
 ]
 
@@ -68,6 +73,11 @@ def test_stochastic_depth_does_not_depend_on_who_computes_a_shard(played: dict[s
     assert differences(played["depth on 3"].last[0], played["depth on 1"].last[0]) == []
 
 
+def test_an_attack_does_not_depend_on_who_computes_a_shard_or_validates_a_batch(played: dict[str, Played]) -> None:
+    alone, together = played["attacked on 1"].last[0], played["attacked on 3"].last[0]
+    assert differences(together, alone) == []
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_batch_norm_counts_a_step_once_for_any_number_of_shards_a_worker(played: dict[str, Played], world: int) -> None:
     for state in played[f"shards on {world}"].states:
@@ -84,6 +94,10 @@ def test_workers_without_shards_give_the_same_bits_also_when_they_were_stopped(
     played: dict[str, Played], name: str
 ) -> None:
     assert differences(played[name].last[0], played["shared"].last[0]) == []
+
+
+def test_attacked_workers_without_shards_that_were_stopped_give_the_same_bits(played: dict[str, Played]) -> None:
+    assert differences(played["attacked, stopped and gone on"].last[0], played["attacked"].last[0]) == []
 
 
 def test_three_workers_without_shards_that_were_stopped_give_the_same_bits(played: dict[str, Played]) -> None:
