@@ -53,6 +53,7 @@ bench: peers ## Measure accuracy, speed, overhead and scaling into docs/ (about 
 	$(BIN)/python -m benchmarks.accuracy --seeds 0 $(if $(QUICK),,1 2 3 4)
 	$(BIN)/python -m benchmarks.keras_article --epochs $(if $(QUICK),1,10)
 	$(if $(QUICK),,$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2 --params experiments/article.yaml)
+	$(BIN)/python -m benchmarks.adversarial
 	$(BIN)/python -m benchmarks.startup --rounds $(if $(QUICK),1,5)
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.scaling

@@ -36,7 +36,8 @@ Right = NDArray[np.bool_]
 class Subject:
     """A network, in evaluation mode, and the images that it is tried on: uint8 (N, H, W, C), with labels (N,).
 
-    `downsample` is the factor of `nets.attack.downsampled`, which stands before the network and is attacked with it.
+    `downsample` is the factor of `nets.attack.downsampled`, which stands before the network. Attacks go through it, or
+    with `past` do not know of it, which shows how secure that would make a network seem.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Subject:
         labels: NDArray[np.uint8],
         *,
         downsample: int = 1,
+        past: bool = False,
         device: str = "cpu",
     ) -> None:
         self._device = torch.device(device)
         net = fused(net.to(self._device, memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
         self._forward = on_pixels(net.requires_grad_(False), card.mean, card.std, downsample)
+        self._attacked = on_pixels(net, card.mean, card.std) if past else self._forward
         self._images, self._labels = images, torch.from_numpy(labels.astype(np.int64))
 
     def clean(self) -> Right:
@@ -65,7 +68,7 @@ class Subject:
     def under_fgsm(self, epsilon: float) -> Right:
         """Under one step of the gradient's sign."""
         every = np.ones(len(self._images), np.bool_)
-        return self._standing(every, partial(fgsm, self._forward, epsilon=epsilon))
+        return self._standing(every, partial(fgsm, self._attacked, epsilon=epsilon))
 
     def under_pgd(
         self, epsilons: Sequence[float], *, steps: int, step_size: float, restarts: int, seed: int
@@ -77,7 +80,7 @@ class Subject:
         """
         right = self.clean()
         for epsilon in sorted(set(epsilons)):
-            attack = partial(pgd, self._forward, epsilon=epsilon, steps=steps, step_size=step_size * epsilon)
+            attack = partial(pgd, self._attacked, epsilon=epsilon, steps=steps, step_size=step_size * epsilon)
             for restart in range(restarts):
                 generator = torch.Generator().manual_seed(_seed(seed, restart))
                 right = self._standing(right, partial(attack, generator=generator))
