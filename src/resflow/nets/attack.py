@@ -27,7 +27,9 @@ def on_pixels(net: Forward, mean: Sequence[float], std: Sequence[float], downsam
     offset, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
     def forward(images: Tensor) -> Tensor:
-        return net((downsampled(images, downsample) - offset.to(images.device)) / scale.to(images.device))
+        # blocking, the host would wait for all that a GPU still has to do
+        shift, stretch = (each.to(images.device, non_blocking=True) for each in (offset, scale))
+        return net((downsampled(images, downsample) - shift) / stretch)
 
     return forward
 
