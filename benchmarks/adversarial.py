@@ -54,7 +54,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="test images that are attacked")
     parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     arguments = parser.parse_args()
-    rows = [row for name in arguments.only for row in measured(name, arguments.images)]
+    rows = []
+    for name in arguments.only:
+        for row in measured(name, arguments.images):
+            print(*row, sep=" | ", flush=True)
+            rows.append(row)
     shown = ["python -m benchmarks.adversarial", *sys.argv[1:]]
     low, high = (f"{bound:.1%}" for bound in wilson(arguments.images // 2, arguments.images))
     record(
