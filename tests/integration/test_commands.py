@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -11,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from tests.conftest import Project
 
@@ -127,21 +124,14 @@ def test_models_are_shown_without_the_store_and_without_data(released: Project, 
     shutil.which(os.environ.get("CXX", "g++")) is None,
     reason="torch.compile needs a C++ compiler: no g++ here, nor CXX",
 )
-def test_a_compiled_network_trains_to_the_same_bits_each_time_and_nearly_those_of_one_that_is_not(
-    copied: Project,
-) -> None:
+def test_a_compiled_network_trains_to_the_same_bits_each_time_and_is_evaluated_as_any_other(copied: Project) -> None:
     model = copied.root / "models/model.safetensors"
+    copied.edit(train__compile=True, train__ema=0.5, net__blocks=[1], net__widths=[8])  # a small one compiles sooner
 
-    def trained(compile: bool) -> tuple[dict[str, torch.Tensor], list[float]]:
-        copied.edit(train__compile=compile, train__ema=0.5)
+    def trained() -> bytes:
         model.unlink()
         copied.run("resflow", "stage", "train")
-        with (copied.root / "plots/train/curves.csv").open() as file:
-            return load_file(model), [float(row["train_loss"]) for row in csv.DictReader(file)]
+        return model.read_bytes()
 
-    (plain, usual), (one, losses), (again, _) = (trained(compile) for compile in (False, True, True))
-    assert losses == pytest.approx(usual, rel=0.05)  # weights may be those of another epoch: a few images decide that
-    assert one.keys() == plain.keys()
-    for name, weights in one.items():
-        assert torch.equal(weights, again[name])
+    assert trained() == trained()
     copied.run("resflow", "stage", "evaluate")
