@@ -17,7 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from resflow.errors import ParamsError
 
@@ -30,12 +40,15 @@ __all__ = [
     "Net",
     "Params",
     "Prepare",
+    "Range",
     "RawFile",
     "RawFiles",
     "Registry",
     "Robustness",
+    "Search",
     "Store",
     "Train",
+    "check",
     "load",
     "override",
     "parse",
@@ -424,6 +437,65 @@ class Registry(Section):
     """Give a version that passed the gate the stage `prod`."""
 
 
+class Range(Section):
+    """All values between two."""
+
+    low: int | float
+    """The least."""
+    high: int | float
+    """The greatest; where both are whole numbers, so are the values."""
+    log: bool = False
+    """Whether each order of magnitude is as likely as the next."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"goes from {self.low:g} to {self.high:g}: give the least first")
+        if self.log and self.low <= 0:
+            raise ValueError(f"has log true and low {self.low:g}: low must be greater than 0")
+        return self
+
+
+class Search(Section):
+    """How `resflow search` looks for a structure; docs/search.md tells more."""
+
+    space: dict[
+        str,
+        Annotated[
+            Annotated[tuple[Any, ...], Field(strict=False), Tag("choices")] | Annotated[Range, Tag("range")],
+            Discriminator(lambda given: "range" if isinstance(given, Mapping | Range) else "choices"),
+        ],
+    ]
+    """What varies: parameters of `net` and `train` by their dotted names, each with a list of choices, or a range
+    `{low: 0.05, high: 1.0, log: true}`."""
+    trials: Count
+    """Trainings, those that are stopped early with them; what a budget excludes is not trained and does not count."""
+    epochs: Count
+    """Passes over the training split of a trial that nothing stops."""
+    grace_epochs: Count
+    """Epochs before a trial can be stopped (ASHA)."""
+    reduction: Annotated[int, Field(ge=2)]
+    """One trial in so many goes on, after `grace_epochs` and after each multiple of them by a power of this."""
+    final_seeds: Count
+    """Seeds with which each point of the front is trained again, for `train.epochs`; none is that of the trials."""
+    cpus: Count
+    """CPUs of a trial, which are its threads too: as many trials run at a time as the machine or cluster bears."""
+    max_parameters: Count | None
+    """Budget: the most parameters; null for any number, here and in those below."""
+    max_macs: Count | None
+    """Budget: the most multiply-accumulates for one image."""
+    max_latency_ms: Annotated[float, Field(gt=0)] | None
+    """Budget: the longest latency of one image on one CPU thread, in milliseconds; the median."""
+    max_seconds: Annotated[float, Field(gt=0)] | None
+    """Budget: the longest training of a trial, in seconds; one that would take longer is given up after an epoch."""
+
+    @model_validator(mode="after")
+    def _grants(self) -> Search:
+        if self.grace_epochs > self.epochs:
+            raise ValueError(f"has grace_epochs {self.grace_epochs}, but epochs {self.epochs}: lower grace_epochs")
+        return self
+
+
 class Store(Section):
     """The S3-compatible store."""
 
@@ -445,6 +517,7 @@ class Params(Section):
     robustness: Robustness
     gate: Gate
     registry: Registry
+    search: Search
     store: Store
 
 
@@ -492,10 +565,10 @@ def parse(tree: object, where: str) -> Params:
 def override(tree: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Set dotted keys, such as `train.lr`, in a parsed params.yaml in place, so that comments and order stay.
 
-    A value that is itself a mapping is merged. Raises `ParamsError` for a key that does not exist.
+    A mapping in the place of a section is merged. Raises `ParamsError` for a key that does not exist.
     """
     for dotted, changed in changes.items():
-        if isinstance(changed, Mapping):
+        if isinstance(changed, Mapping) and not _is_leaf(str(dotted)):
             override(tree, {f"{dotted}.{key}": inner for key, inner in changed.items()}, where)
             continue
         *parents, last = str(dotted).split(".")
@@ -506,6 +579,25 @@ def override(tree: dict[str, Any], changes: Mapping[str, Any], where: str) -> di
             raise ParamsError(where, f"unknown parameter {dotted!r}", _nearest(str(dotted)))
         node[last] = changed
     return tree
+
+
+def check(dotted: str, given: Any, where: str) -> None:
+    """Refuse a value that the parameter `dotted` cannot have by itself; what goes together is seen by `parse`.
+
+    Raises `ParamsError`, for an unknown name too.
+    """
+    if not _is_leaf(dotted):
+        raise ParamsError(where, f"unknown parameter {dotted!r}", _nearest(dotted))
+    *parents, last = dotted.split(".")
+    model: Any = Params
+    for name in parents:
+        model = model.model_fields[name].annotation
+    field = model.model_fields[last]
+    kind: Any = Annotated[field.annotation, field]
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(given)
+    except ValidationError as error:
+        raise _explain(error, where, dotted) from error
 
 
 def schema() -> dict[str, Any]:
@@ -536,10 +628,10 @@ ALIASES = {
 """Other names by which people look for a parameter, where spelling does not lead there."""
 
 
-def _explain(error: ValidationError, where: str) -> ParamsError:
+def _explain(error: ValidationError, where: str, within: str | None = None) -> ParamsError:
     """One of the errors, a misspelt key first, for it also leaves the right one missing."""
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(part) for part in ([within] if within else []) + list(first["loc"]))
     if first["type"] == "extra_forbidden":
         return ParamsError(where, f"unknown parameter {field!r}", _nearest(field))
     if first["type"] == "missing":
@@ -577,10 +669,18 @@ def _nearest(key: str) -> str:
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs) / len(pairs)
 
     best = max(known, key=likeness)
+    if best == key:
+        return "It is a section: name one of its parameters"
     if likeness(best) >= 0.6:
         return f"Did you mean {best!r}?"
     beside = [name for name in known if name.rpartition(".")[0] == parent]
     return f"Known: {', '.join(beside)}" if beside else "docs/parameters.md lists them all"
+
+
+def _is_leaf(dotted: str) -> bool:
+    """Whether it is a parameter, and not a section of them."""
+    known = _dotted_keys(Params)
+    return dotted in known and not any(other.startswith(f"{dotted}.") for other in known)
 
 
 def _dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -103,6 +103,8 @@ def _values(field: Mapping[str, Any]) -> str:
         return ", or ".join(_values(choice) for choice in field["anyOf"])
     if "prefixItems" in field:
         return f"[{', '.join(_values(item) for item in field['prefixItems'])}]"
+    if field["type"] == "object":
+        return "names of parameters, each with a list or a range"
     if field["type"] == "array":
         least = field.get("minItems", 0)
         most = f", {least} to {field['maxItems']}" if "maxItems" in field else f", {least} or more"

@@ -40,13 +40,15 @@ robustness.images robustness.corruptions robustness.epsilons robustness.steps ro
 robustness.downsample
 gate.min_accuracy gate.max_ece gate.max_accuracy_drop
 registry.auto_promote
+search.space search.trials search.epochs search.grace_epochs search.reduction search.final_seeds search.cpus
+search.max_parameters search.max_macs search.max_latency_ms search.max_seconds
 store.bucket
 """
 ALL = LISTED.split()
 
 
 def leaves(tree: Any, prefix: str = "") -> list[str]:
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or prefix == "search.space":  # whose keys are the user's
         return [prefix]
     return [leaf for key, inner in tree.items() for leaf in leaves(inner, f"{prefix}.{key}".strip("."))]
 
@@ -242,6 +244,42 @@ def test_workers_are_a_number_or_the_least_and_the_most(
     train = params.parse(changed(**dotted(change)), "params.yaml").train
     assert (train.workers, train.parts) == (workers, parts)
     jsonschema.validate(changed(**dotted(change)), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"space": 5}, "'search.space' is 5, but should be"),
+        ({"space": {"train.lr": 5}}, "'search.space.train.lr.choices' is 5, but should be a list"),
+        ({"space": {"train.lr": {"low": 1}}}, "parameter 'search.space.train.lr.range.high' is missing"),
+        ({"space": {"train.lr": {"low": 2, "high": 1}}}, "goes from 2 to 1: give the least first"),
+        ({"space": {"train.lr": {"low": 0, "high": 1, "log": True}}}, "has log true and low 0: low must be greater"),
+        ({"grace_epochs": 3, "epochs": 2}, "has grace_epochs 3, but epochs 2: lower grace_epochs"),
+        ({"reduction": 1}, "'search.reduction' is 1, but should be greater than or equal to 2"),
+    ],
+    ids=str,
+)
+def test_a_search_that_cannot_be_is_told(change: dict[str, Any], said: str) -> None:
+    assert said in refusal(changed(**{f"search__{name}": value for name, value in change.items()}))
+
+
+def test_a_mapping_takes_the_place_of_the_space_of_a_search() -> None:
+    """Its keys are names with dots, which are no sections."""
+    tree = params.override(params.value(TEXT, "params.yaml"), {"search": {"space": {"net.se": [0, 4]}}}, "--set")
+    assert params.parse(tree, "--set").search.space == {"net.se": (0, 4)}
+    jsonschema.validate(tree, SCHEMA)
+
+
+def test_a_value_is_held_against_its_parameter_alone() -> None:
+    params.check("train.batch_size", 250, "here")  # which 4 workers would not divide
+    with pytest.raises(ParamsError, match=r"here: parameter 'train.lr' is -1, but should be greater than 0"):
+        params.check("train.lr", -1, "here")
+    with pytest.raises(ParamsError, match=r"here: parameter 'net.blocks.1' is 0, but should be"):
+        params.check("net.blocks", [1, 0], "here")
+    with pytest.raises(ParamsError, match=r"unknown parameter 'net.blok'. Did you mean 'net.block'"):
+        params.check("net.blok", "plain", "here")
+    with pytest.raises(ParamsError, match=r"unknown parameter 'net'. It is a section"):
+        params.check("net", 1, "here")
 
 
 @pytest.mark.parametrize("wrong", [0, [0, 2], [1], [1, 2, 3], [1, "2"], "two", 1.5, True, [True, 2]], ids=str)
