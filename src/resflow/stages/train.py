@@ -31,7 +31,7 @@ from resflow.training.cluster import Job, fit
 from resflow.training.loop import State
 from resflow.training.remote import Arrays
 
-__all__ = ["run"]
+__all__ = ["job_of", "run"]
 
 
 def run(root: Path, params: Params) -> None:
@@ -41,7 +41,7 @@ def run(root: Path, params: Params) -> None:
     """
     with runs.alone(root / STATE / "train.lock", "here"):
         started = time.perf_counter()
-        job = _job(root, params)
+        job = job_of(root, params)
         with runs.held(job.runs, job.name):
             state, seconds = fit(job, os.environ.get("RAY_ADDRESS"), root / TIMINGS / "live")
             model_file.save(root / MODEL, state.best, job.card)
@@ -50,7 +50,8 @@ def run(root: Path, params: Params) -> None:
             runs.clean(job.runs, job.name)
 
 
-def _job(root: Path, params: Params) -> Job:
+def job_of(root: Path, params: Params) -> Job:
+    """The training that `params` describe, of the arrays under `root`. Raises `DataError` or `NetError`."""
     given, card = _arrays(root, params.data.loader), _card(root, params)
     return Job(
         train=params.train,

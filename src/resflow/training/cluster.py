@@ -39,7 +39,7 @@ from resflow.training.gradients import parts
 from resflow.training.reader import cause, read_with_ray, store_bytes
 from resflow.training.remote import MARK, Arrays, Bucket, BucketFolder
 
-__all__ = ["Job", "fit"]
+__all__ = ["Job", "connected", "fit", "local_arrays"]
 
 RESIZE_SECONDS = 10.0
 """How often an elastic run looks for nodes that have joined; a minute by default."""
@@ -147,6 +147,22 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
     except (TrainingFailedError, RayError) as error:  # the latter where Ray itself is lost, with this node or its head
         failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
         raise cause("Ray Train", error, *failures.values()) from error
+
+
+@contextmanager
+def connected(job: Job, address: str | None) -> Iterator[None]:
+    """Ray for trainings of a study, which are functions of their own: here, or the cluster at `address`.
+
+    The nodes of a cluster find the arrays where `job.runs` says. Raises `TrainingError`, or `StoreError`.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address:
+        _check_reachable(address)
+        _prepare_to_join()
+    if isinstance(job.runs, Bucket):
+        job.runs.send(job.arrays)
+    with _started(job, address):
+        yield
 
 
 @contextmanager
@@ -312,7 +328,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
         problem = "is not seen by a worker on another node"
         mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
         return TrainingError(str(folder), problem, mend)
-    place = _arrays(job)
+    place = local_arrays(job)
     loop.prepare_torch(job.seed, job.train.threads)
     net = job.card.network()
     net.load_state_dict(job.initial, strict=False)  # the stage has seen what is missing
@@ -377,7 +393,7 @@ def _training(job: Job, place: Path, rank: int, world: int) -> Iterator[tuple[Sp
         yield stream, stream.count
 
 
-def _arrays(job: Job) -> Path:
+def local_arrays(job: Job) -> Path:
     """The prepared arrays on this node: the driver's own, or a copy from the bucket."""
     if job.arrays.whole(job.arrays.folder):
         return job.arrays.folder

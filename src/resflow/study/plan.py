@@ -1,0 +1,125 @@
+"""A search without an engine: what is varied, which trainings are known, and which are on the front.
+
+    plan = Plan(params=params, base=job, folder=root / ".resflow/study", address=None)
+    if remaining(plan):
+        ...                     # `search.run_trials`
+    chosen = front(plan)
+
+Trainings are found again by the hash of what they depend on, so that a search that was killed goes on, and one with a
+wider space, other budgets or more trials begins with what is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from resflow.errors import NetError, ParamsError
+from resflow.params import Params
+from resflow.study import budget, space, trial
+from resflow.study.budget import Price
+from resflow.study.front import first_front
+from resflow.study.space import Point
+from resflow.study.trial import Record
+from resflow.training.cluster import Job
+from resflow.training.remote import Bucket
+
+__all__ = ["Plan", "allowed", "clear", "finals_of", "front", "known", "remaining"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A search: what it varies, and where it keeps what it has found."""
+
+    params: Params
+    base: Job
+    """The job of the stage `train`, whose network and parameters points replace."""
+    folder: Path
+    address: str | None
+    """Of the Ray cluster, or None."""
+
+    @property
+    def trials(self) -> Path:
+        """Records of the trials."""
+        return self.folder / "trials"
+
+    @property
+    def finals(self) -> Path:
+        """Records and models of the points that are trained again."""
+        return self.folder / "finals"
+
+    @property
+    def rule(self) -> tuple[int, int]:
+        """By which trials are stopped."""
+        return self.params.search.grace_epochs, self.params.search.reduction
+
+    def resolved(self, point: Point) -> Params:
+        """All parameters of the trial at a point."""
+        return space.resolved(self.params, point, seed=self.params.seed, epochs=self.params.search.epochs)
+
+    def job(self, point: Point) -> Job:
+        """The trial at a point. Raises `ParamsError` or `NetError` for what does not go together."""
+        return trial.job_of(self.base, self.params, point, seed=self.params.seed, epochs=self.params.search.epochs)
+
+
+def known(plan: Plan) -> list[Record]:
+    """The trials at points of this space that were begun, by whatever search, with this code, data and parameters."""
+    return [record for record in trial.read(plan.trials) if _is_ours(plan, record)]
+
+
+def _is_ours(plan: Plan, record: Record) -> bool:
+    if not space.contains(plan.params.search.space, record.point):
+        return False
+    try:
+        name = plan.job(record.point).name
+    except (ParamsError, NetError):
+        return False
+    if record.status == "stopped":  # others might let it go on
+        return name == record.name and record.rule == plan.rule
+    if record.status == "slow":
+        return name == record.name and _is_slow(plan, record)
+    return name == record.name
+
+
+def _is_slow(plan: Plan, record: Record) -> bool:
+    most = plan.params.search.max_seconds
+    return most is not None and record.seconds is not None and record.seconds > most
+
+
+def allowed(plan: Plan, record: Record) -> bool:
+    """Whether a trial is within the budgets."""
+    price = Price(parameters=record.parameters, macs=record.macs, latency_ms=record.latency_ms)
+    return budget.excess(plan.params.search, price) is None and not _is_slow(plan, record)
+
+
+def remaining(plan: Plan) -> int:
+    """Trials that are still to be trained."""
+    done = sum(record.status != "running" and allowed(plan, record) for record in known(plan))
+    return max(0, plan.params.search.trials - done)
+
+
+def front(plan: Plan) -> list[Record]:
+    """The trials that no other beats in accuracy, MACs and latency together, the most accurate first.
+
+    Those within the budgets count that nothing stopped.
+    """
+    whole = [record for record in known(plan) if record.status == "done" and allowed(plan, record)]
+    chosen = first_front([(-record.accuracy, record.macs, record.latency_ms) for record in whole])
+    return sorted((whole[at] for at in chosen), key=lambda record: (-record.accuracy, record.macs, record.number))
+
+
+def finals_of(plan: Plan, record: Record) -> list[Job]:
+    """The trainings of a point with seeds of their own, and for `train.epochs`: its first seed is why it was chosen."""
+    first, epochs = plan.params.seed + 1, plan.params.train.epochs
+    seeds = [seed % 2**32 for seed in range(first, first + plan.params.search.final_seeds)]
+    return [trial.job_of(plan.base, plan.params, record.point, seed=seed, epochs=epochs) for seed in seeds]
+
+
+def clear(base: Job, name: str) -> None:
+    """Remove the checkpoints of a training that has ended."""
+    folder = replace(base, name=name).folder()
+    for each in folder.names():
+        folder.delete(each)
+    if not isinstance(base.runs, Bucket):
+        shutil.rmtree(base.runs / name, ignore_errors=True)

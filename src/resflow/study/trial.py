@@ -1,0 +1,189 @@
+"""One training of a study: what it depends on, the training itself, and what is kept of it.
+
+    job = job_of(base, params, {"net.block": "basic"}, seed=0, epochs=2)
+    outcome = train(job, on_epoch)
+
+A training is known by the hash of all that its result depends on, under which its record is kept: it is found again, by
+any search, and never run twice. It trains with the loop of the stage `train`, keeps checkpoints as that does, and goes
+on from the last one. Where trainings run is `search`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import resflow
+from resflow.data import arrays
+from resflow.errors import TrainingError
+from resflow.files import write
+from resflow.params import Params
+from resflow.study import space
+from resflow.study.space import Point
+from resflow.training import checkpoint, loop
+from resflow.training.cluster import Job, local_arrays
+
+__all__ = ["Outcome", "Record", "Status", "job_of", "read", "train"]
+
+Status = Literal["running", "done", "stopped", "diverged", "slow"]
+"""`stopped` early by ASHA; `slow` is above `search.max_seconds`."""
+CODE = ("data", "nets", "training")
+"""Rooms whose code decides what a training gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is kept of a training, as JSON."""
+
+    name: str
+    """The hash of what it depends on."""
+    number: int
+    """In the order in which they were begun, from 1."""
+    point: Point
+    seed: int
+    epochs: int
+    """That it was to have."""
+    rule: tuple[int, int]
+    """`grace_epochs` and `reduction`, by which it may have been stopped."""
+    status: Status
+    accuracies: tuple[float, ...]
+    """On the validation split, after each epoch."""
+    seconds: float | None
+    """Of training; None where that went on after a kill with nothing left to do."""
+    parameters: int
+    macs: int
+    latency_ms: float
+
+    @property
+    def accuracy(self) -> float:
+        """Of the epoch that validates best, whose weights are kept; 0 where there is none."""
+        return max(self.accuracies, default=0.0)
+
+    def keep(self, folder: Path) -> None:
+        """Write it. Raises `SetupError`."""
+        # not files.json_bytes, which rounds: a point must be found again by its exact values
+        write(folder / f"{self.name}.json", (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a training ended."""
+
+    status: Status
+    accuracies: tuple[float, ...]
+    seconds: float | None
+    weights: dict[str, Tensor]
+    """Of the best epoch."""
+    reason: str = ""
+    """Why it diverged."""
+
+
+def read(folder: Path) -> list[Record]:
+    """All records there, in the order in which they were begun; what is damaged is as if it were not there."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text())
+            fields |= {key: tuple(fields[key]) for key in ("rule", "accuracies")}  # JSON has lists only
+            found.append(Record(**fields))
+        except (ValueError, TypeError, KeyError, OSError):
+            continue
+    return sorted(found, key=lambda record: (record.number, record.name))
+
+
+def job_of(base: Job, params: Params, point: Point, *, seed: int, epochs: int) -> Job:
+    """The training at a point: `base`, the job of the stage `train`, with the point's network and parameters.
+
+    Raises `ParamsError` or `NetError` for what does not go together.
+    """
+    made = space.resolved(params, point, seed=seed, epochs=epochs)
+    card = space.network(made, base.card)
+    inputs = (torch.__version__, seed, card, made.train.model_dump(exclude={"max_failures"}), base.arrays.key, _code())
+    name = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
+    return replace(base, train=made.train, seed=seed, card=card, initial={}, name=name)
+
+
+@cache
+def _code() -> str:
+    root, digest = Path(resflow.__file__).parent, hashlib.sha256()
+    for path in sorted(path for room in CODE for path in (root / room).glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def train(job: Job, on_epoch: Callable[[dict[str, Any]], None], max_seconds: float | None = None) -> Outcome:
+    """Train, going on from the last checkpoint. `on_epoch` gets the figures of each epoch, also of those before it.
+
+    Raises `ResflowError` but for divergence, which is an outcome.
+    """
+    loop.prepare_torch(job.seed, job.train.threads)
+    on_gpu = job.train.device != "cpu" and torch.cuda.is_available()
+    device, place, folder = torch.device("cuda" if on_gpu else "cpu"), local_arrays(job), job.folder()
+    state = checkpoint.latest(folder, device.type) or loop.State()
+    keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
+    accuracies: list[float] = []
+    spent: list[float] = []
+    started = time.perf_counter()
+
+    def estimate() -> float | None:
+        """Of the whole training, from the epochs seen here."""
+        return sum(spent) / len(spent) * job.train.epochs if spent else None
+
+    def tell(state: loop.State) -> None:
+        nonlocal started
+        spent.append(time.perf_counter() - started)
+        accuracies.append(state.history[-1].validation_accuracy)
+        if max_seconds is not None and (estimate() or 0.0) > max_seconds:
+            raise _TooSlow
+        on_epoch(_figures(accuracies, estimate()))
+        started = time.perf_counter()
+
+    for epoch in state.history:
+        accuracies.append(epoch.validation_accuracy)
+        on_epoch(_figures(accuracies, None))
+    status: Status = "done"
+    reason = ""
+    with closing(keeper):
+        try:
+            state = loop.train(
+                job.card.network(),
+                arrays.load(place, "train"),
+                arrays.load(place, "validation"),
+                job.card,
+                job.train,
+                seed=job.seed,
+                device=device,
+                state=state,
+                keeper=keeper,
+                on_epoch=tell,
+            )
+        except _TooSlow:
+            status = "slow"
+        except TrainingError as error:
+            if error.where != "train":  # such as a batch that is larger than the split
+                raise
+            status, reason = "diverged", error.problem
+    return Outcome(status=status, accuracies=tuple(accuracies), seconds=estimate(), weights=state.best, reason=reason)
+
+
+class _TooSlow(Exception):
+    """The training takes longer than it may."""
+
+
+def _figures(accuracies: list[float], seconds: float | None) -> dict[str, Any]:
+    return {
+        "epoch": len(accuracies),
+        "accuracy": max(accuracies),
+        "accuracies": tuple(accuracies),
+        "seconds": seconds,
+    }

@@ -1,0 +1,67 @@
+"""Budgets: what is above one is told, and that nothing meets one is told before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from resflow.errors import ParamsError
+from resflow.study import budget, space
+from resflow.study.budget import Price
+from tests.unit.study.searched import POINT, settings
+from tests.unit.training.small import CARD
+
+SMALL = space.network(space.resolved(settings(), POINT, seed=0, epochs=1), CARD)
+PAID = budget.price(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        ({}, None),
+        ({"max_parameters": 1000, "max_macs": 2000, "max_latency_ms": 3.0}, None),
+        ({"max_parameters": 999}, "1,000 parameters are above search.max_parameters 999"),
+        ({"max_macs": 1999}, "2,000 MACs are above search.max_macs 1,999"),
+        ({"max_latency_ms": 2.5}, "3 ms are above search.max_latency_ms 2.5"),
+    ],
+    ids=str,
+)
+def test_what_is_above_a_budget_is_told(budgets: dict[str, Any], said: str | None) -> None:
+    assert budget.excess(settings(**budgets).search, Price(parameters=1000, macs=2000, latency_ms=3.0)) == said
+
+
+def test_a_price_is_what_the_network_has() -> None:
+    assert PAID.parameters == sum(parameter.numel() for parameter in SMALL.network().parameters())
+    assert PAID.macs > 0
+    assert budget.latency_ms(SMALL) > 0
+
+
+def test_budgets_that_some_structure_meets_are_accepted() -> None:
+    budget.check(settings(max_parameters=PAID.parameters, max_macs=PAID.macs), CARD, "params.yaml")
+    budget.check(settings(max_latency_ms=1000.0), CARD, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        (
+            {"max_parameters": 10},
+            f"meets search.max_parameters 10: the least found are {PAID.parameters:,} parameters and {PAID.macs:,} MAC",
+        ),
+        ({"max_macs": PAID.macs - 1}, f"meets search.max_macs {PAID.macs - 1:,}: the least found are"),
+        ({"max_latency_ms": 1e-6}, "meets search.max_latency_ms 1e-06: the fastest found takes"),
+    ],
+    ids=["parameters", "macs", "latency"],
+)
+def test_budgets_that_no_structure_meets_are_told_with_the_least_that_was_found(
+    budgets: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ParamsError) as caught:
+        budget.check(settings(**budgets), CARD, "params.yaml")
+    assert f"params.yaml: no structure of 'search.space' {said}" in str(caught.value)
+
+
+def test_a_space_without_any_network_is_told_with_the_reason() -> None:
+    with pytest.raises(ParamsError, match=r"no point of 'search.space' is a network \(net.blocks has 2 stages, but"):
+        budget.check(settings(space={"net.blocks": [[1, 1]], "net.widths": [[4]]}), CARD, "params.yaml")

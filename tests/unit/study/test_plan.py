@@ -1,0 +1,70 @@
+"""Which trainings a search finds, which it still has to do, and which are on its front."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from resflow.study import plan as plans
+from tests.unit.study.searched import SPACE, plan, record
+
+
+def test_trials_are_found_again_and_only_the_rest_is_left(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    assert plans.remaining(of) == 3
+    done, begun = record(of, 1), record(of, 2, status="running", accuracies=())
+    assert plans.known(of) == [done, begun]
+    assert plans.remaining(of) == 2
+
+
+def test_more_trials_a_wider_space_and_other_seeds_begin_with_what_is_there(tmp_path: Path) -> None:
+    done = record(plan(tmp_path), 1)
+    wider = {**SPACE, "net.blocks": [[1, 1], [1, 1, 1], [2, 2]]}
+    assert plans.known(plan(tmp_path, trials=9, final_seeds=5, space=wider)) == [done]
+
+
+def test_another_space_longer_trials_or_other_data_begin_anew(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    record(of, 1)
+    assert plans.known(plan(tmp_path, space={**SPACE, "net.widths": [[8, 8]]})) == []
+    assert plans.known(plan(tmp_path, epochs=3)) == []
+    other = replace(of.base, arrays=replace(of.base.arrays, digests={"train/images.npy": "0"}))
+    assert plans.known(replace(of, base=other)) == []
+
+
+def test_a_stopped_trial_counts_as_long_as_the_rule_that_stopped_it(tmp_path: Path) -> None:
+    record(plan(tmp_path), 1, status="stopped", accuracies=(0.4,))
+    assert plans.remaining(plan(tmp_path)) == 2
+    assert plans.remaining(plan(tmp_path, reduction=2)) == 3
+
+
+def test_a_trial_above_a_budget_is_known_but_does_not_count(tmp_path: Path) -> None:
+    record(plan(tmp_path), 1, macs=5000, seconds=10.0)
+    for budget in ({"max_macs": 4999}, {"max_seconds": 9.0}, {"max_latency_ms": 0.5}, {"max_parameters": 999}):
+        tight = plan(tmp_path, **budget)
+        assert len(plans.known(tight)) == 1
+        assert plans.remaining(tight) == 3
+        assert plans.front(tight) == []
+
+
+def test_a_trial_that_was_too_slow_is_tried_again_with_a_larger_budget_only(tmp_path: Path) -> None:
+    record(plan(tmp_path), 1, status="slow", accuracies=(0.4,), seconds=20.0)
+    assert len(plans.known(plan(tmp_path, max_seconds=10.0))) == 1
+    assert plans.known(plan(tmp_path, max_seconds=30.0)) == plans.known(plan(tmp_path)) == []
+
+
+def test_the_front_is_of_whole_trials_the_most_accurate_first(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    small = record(of, 1, accuracies=(0.5, 0.8), macs=1000)
+    record(of, 2, accuracies=(0.5, 0.8), macs=1500)
+    best = record(of, 3, accuracies=(0.95, 0.9), macs=2000)
+    record(of, 4, status="stopped", accuracies=(0.99,), macs=10)
+    assert plans.front(of) == [best, small]
+
+
+def test_the_front_is_trained_again_with_seeds_of_its_own(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    point = record(of, 1)
+    jobs = plans.finals_of(of, point)
+    assert [(job.seed, job.train.epochs) for job in jobs] == [(1, 3), (2, 3)]
+    assert len({point.name, *(job.name for job in jobs)}) == 3
