@@ -56,7 +56,13 @@ stores = typer.Typer(
     epilog=_examples("resflow store start", "resflow store status"),
     no_args_is_help=True,
 )
+searches = typer.Typer(
+    help="Search for a structure: which is best, at what cost. Without a command of its own it runs.",
+    epilog=_examples("resflow search", "resflow search show", "resflow search apply 2"),
+    invoke_without_command=True,
+)
 app.add_typer(models, name="models")
+app.add_typer(searches, name="search")
 app.add_typer(stores, name="store")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -268,6 +274,61 @@ def schedule(
     serve(name, overrides, cron=cron, interval=interval)
 
 
+@searches.callback()
+def search(context: typer.Context) -> None:
+    """Search for a structure: which is best, at what cost. Without a command of its own it runs."""
+    if context.invoked_subcommand is None:
+        search_run()
+
+
+@searches.command("run", epilog=_examples("resflow search run"))
+def search_run() -> None:
+    """Search what `search` of params.yaml says, and train the front again with several seeds.
+
+    Stopped or killed, the same command goes on; what was trained is never trained again. docs/search.md tells more.
+    """
+    from resflow.study import space
+
+    root = _root()
+    space.check(_params(root), "params.yaml")
+    os.chdir(root)
+    wait = _server()
+    from flows.study import structure_search
+
+    _show_tasks()
+    wait()
+    _show_front(structure_search())
+    typer.echo("")
+    typer.echo("Next:  resflow search apply  ·  study/search.png  ·  study/search.csv")
+
+
+@searches.command("show", epilog=_examples("resflow search show", "resflow search show --json"))
+def search_show(as_json: Json = False) -> None:
+    """The front of the last search: accuracies over seeds, and what each point costs."""
+    from resflow.study import results
+
+    report = results.load(_root())
+    if as_json:
+        _print_json(report)
+    else:
+        _show_front(report)
+
+
+@searches.command("apply", epilog=_examples("resflow search apply", "resflow search apply 2"))
+def search_apply(
+    point: Annotated[
+        int | None, typer.Argument(help="Number of the point in `resflow search show`.", show_default="the first")
+    ] = None,
+) -> None:
+    """Write a point of the front into params.yaml, which keeps its comments. The first is the most accurate."""
+    from resflow.study import results
+    from resflow.study.apply import apply
+
+    root = _root()
+    changes = apply(root, results.load(root), point)
+    terminal.table([(name, str(value)) for name, value in changes.items()] or [("params.yaml", "has it already")])
+
+
 @stores.command(epilog=_examples("resflow store start", "resflow store start --port 9000"))
 def start(
     port: Annotated[
@@ -387,15 +448,25 @@ def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
 
 
 def _flow() -> Any:
-    """The training flow, with Prefect quiet on this terminal: the stages' own lines are shown instead."""
     from flows.training import training_pipeline
 
+    _show_tasks()
+    return training_pipeline
+
+
+def _show_tasks() -> None:
+    """Show the tasks' own lines on this terminal, on which Prefect is quiet."""
     handler = logging.StreamHandler(sys.stdout)
     handler.addFilter(lambda record: bool(getattr(record, "resflow", False)))
     handler.setFormatter(logging.Formatter("%(message)s"))
     for logger in ("prefect.task_runs", "prefect.flow_runs"):
         logging.getLogger(logger).addHandler(handler)
-    return training_pipeline
+
+
+def _show_front(report: dict[str, Any]) -> None:
+    from resflow.study import results
+
+    terminal.table(results.rows(report), *results.COLUMNS)
 
 
 def _server() -> Callable[[], None]:

@@ -25,7 +25,7 @@ from resflow.study.trial import Record
 from resflow.training.cluster import Job
 from resflow.training.remote import Bucket
 
-__all__ = ["Plan", "allowed", "clear", "finals_of", "front", "known", "remaining"]
+__all__ = ["Plan", "allowed", "clear", "finals_of", "front", "known", "objectives", "remaining"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,11 @@ def allowed(plan: Plan, record: Record) -> bool:
     return budget.excess(plan.params.search, price) is None and not _is_slow(plan, record)
 
 
+def objectives(accuracy: float, macs: int, latency_ms: float) -> tuple[float, float, float]:
+    """What a front is of, to be minimised. Latencies count to two digits: more of them are noise."""
+    return -accuracy, macs, float(f"{latency_ms:.2g}")
+
+
 def remaining(plan: Plan) -> int:
     """Trials that are still to be trained."""
     done = sum(record.status != "running" and allowed(plan, record) for record in known(plan))
@@ -105,7 +110,7 @@ def front(plan: Plan) -> list[Record]:
     Those within the budgets count that nothing stopped.
     """
     whole = [record for record in known(plan) if record.status == "done" and allowed(plan, record)]
-    chosen = first_front([(-record.accuracy, record.macs, record.latency_ms) for record in whole])
+    chosen = first_front([objectives(record.accuracy, record.macs, record.latency_ms) for record in whole])
     return sorted((whole[at] for at in chosen), key=lambda record: (-record.accuracy, record.macs, record.number))
 
 

@@ -1,0 +1,48 @@
+"""The structure search: trials under budgets, their Pareto front, and its points once more with several seeds.
+
+By hand it is `resflow search`. Data is fetched and prepared first where it is not; nothing is registered.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from resflow import params, pipeline
+from resflow.stages import runs
+from resflow.stages.paths import STATE
+from resflow.stages.train import job_of
+from resflow.study import budget, space
+from resflow.study.plan import Plan
+from tasks import search as acts
+from tasks.stages import run_stage
+
+__all__ = ["structure_search"]
+
+
+@flow(name="structure-search", description=__doc__, persist_result=False)
+def structure_search() -> dict[str, Any]:
+    """Which structure is best, at what cost: the report that study/search.json holds."""
+    root = pipeline.find_root(Path.cwd())
+    settings = params.load(root / "params.yaml")
+    space.check(settings, "params.yaml")
+    for name in ("fetch", "prepare"):
+        run_stage(root, name, {})
+    with runs.alone(root / STATE / "search.lock", "a search here"):
+        plan = _plan(root, settings)
+        budget.check(settings, plan.base.card, "params.yaml")
+        front = acts.trials(plan)
+        acts.finals(plan, front)
+        return acts.report(root, plan, front)
+
+
+def _plan(root: Path, settings: params.Params) -> Plan:
+    return Plan(
+        params=settings,
+        base=job_of(root, settings),
+        folder=(root / STATE / "study").resolve(),
+        address=os.environ.get("RAY_ADDRESS"),
+    )

@@ -1,0 +1,363 @@
+"""The trainings of a search on Ray: Tune proposes points by Optuna, ASHA stops the worse early, many run at a time.
+
+    with cluster.connected(plan.base, address):
+        from resflow.study import search  # Ray reads some of its settings when it is imported
+
+        search.run_trials(plan, print)
+        search.run_finals(plan, front(plan), print)
+
+What Tune keeps of itself is not used: a search goes on from the records of its trainings (`plan`). One training is
+`trial.train`. No other module of the study imports Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from resflow.errors import NetError, ParamsError, ResflowError, TrainingError
+from resflow.nets import file as model_file
+from resflow.params import Range
+from resflow.study import budget, space, trial
+from resflow.study.plan import Plan, clear, finals_of, known, remaining
+from resflow.study.space import Point
+from resflow.study.trial import Outcome, Record, Status
+from resflow.training.cluster import Job
+from resflow.training.reader import cause
+
+__all__ = ["run_finals", "run_trials"]
+
+METRICS, MODES = ["accuracy", "macs", "latency_ms"], ["max", "min", "min"]
+QUIET = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which tells its settings even where it is to tell nothing
+}
+TRIES = 200
+"""Proposals in a row that are nothing new, after which the space is taken to hold no more."""
+
+
+def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
+    """Train what `search.trials` still lacks, on the Ray that this process is connected to.
+
+    Raises what a trial raised, or `TrainingError` where Ray gave up.
+    """
+    os.environ |= QUIET
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # else it misses files that it was told not to write
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shutil.rmtree(plan.folder / "tune", ignore_errors=True)
+    past = known(plan)
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric="accuracy",
+        mode="max",
+        max_t=plan.params.search.epochs + 1,  # a trial ends by itself: at max_t it would count as stopped
+        grace_period=plan.params.search.grace_epochs,
+        reduction_factor=plan.params.search.reduction,
+    )
+    proposals = _Proposals(plan, past, say)
+    keeper = _Keeper(plan, proposals, say)
+    _replay(asha, past)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trial, plan=plan), _resources(plan)),
+        tune_config=tune.TuneConfig(search_alg=proposals, scheduler=asha, num_samples=-1, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(plan.folder / "tune"),
+            callbacks=[keeper],
+            stop=_Stop(keeper),
+            failure_config=tune.FailureConfig(max_failures=plan.params.train.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        results = tuner.fit()
+    except RayError as error:
+        raise cause("Ray Tune", error) from error
+    finally:
+        shutil.rmtree(plan.folder / "tune", ignore_errors=True)
+    if keeper.failure:
+        raise keeper.failure
+    for failed in results.errors:
+        raise cause("Ray Tune", failed) from failed
+
+
+def _trial(config: dict[str, Any], plan: Plan) -> None:
+    """What a worker runs. An error of the trial itself is reported, since Ray would try again what is raised."""
+    job = plan.job(json.loads(config["point"]))
+
+    def tell(figures: dict[str, Any]) -> None:
+        tune.report({**figures, **config["price"], "status": "running"})
+
+    try:
+        outcome = trial.train(job, tell, plan.params.search.max_seconds)
+    except ResflowError as error:
+        tune.report({"failure": error, "status": "running", "accuracies": (), "accuracy": 0.0, **config["price"]})
+        return
+    tune.report(
+        {
+            "status": outcome.status,
+            "accuracies": outcome.accuracies,
+            "accuracy": max(outcome.accuracies, default=0.0) if outcome.status == "done" else 0.0,
+            "seconds": outcome.seconds,
+            **config["price"],
+        }
+    )
+
+
+class _Proposals(OptunaSearch):
+    """Optuna's proposals but for those that are known, that are no network, or that a budget excludes."""
+
+    def __init__(self, plan: Plan, past: list[Record], say: Callable[[str], None]) -> None:
+        spread = plan.params.search.space
+        names: dict[str, Any] = {"storage": optuna.storages.InMemoryStorage(), "study_name": "resflow"}
+        directions = ["maximize" if mode == "max" else "minimize" for mode in MODES]
+        sampler = optuna.samplers.TPESampler(seed=plan.params.seed + len(past))
+        begun = optuna.create_study(sampler=sampler, directions=directions, **names)
+        distributions = {name: _distribution(values) for name, values in spread.items()}
+        for record in past:
+            encoded = _encoded(spread, record.point)
+            if record.status == "running":
+                begun.enqueue_trial(encoded)
+            else:
+                figures = [record.accuracy, record.macs, record.latency_ms]
+                begun.add_trial(optuna.trial.create_trial(params=encoded, distributions=distributions, values=figures))
+        super().__init__(distributions, metric=METRICS, mode=MODES, sampler=sampler, **names)
+        self._plan, self._say, self.wanted = plan, say, remaining(plan)
+        self._names = {record.name for record in past if record.status != "running"}
+        self._latencies = {plan.job(record.point).card.structure: record.latency_ms for record in past}
+        self._numbers = {record.name: record.number for record in past}
+        self._asked: dict[str, str] = {}
+        self.begun: dict[str, Record] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """A new point as the configuration of a trial, None to wait for those that run, or `FINISHED`."""
+        running = [record for record in self.begun.values() if record.status == "running"]
+        if self.wanted <= 0:
+            return None if running else Searcher.FINISHED
+        for number in range(TRIES):
+            asked = f"{trial_id}.{number}"
+            point = _decoded(self._plan.params.search.space, super().suggest(asked) or {})
+            record = self._begin(point)
+            if record:
+                self._asked[trial_id] = asked
+                self.wanted -= 1
+                price = {"parameters": record.parameters, "macs": record.macs, "latency_ms": record.latency_ms}
+                return {"name": record.name, "point": json.dumps(point), "price": price}
+            super().on_trial_complete(asked, error=True)
+        if not running:
+            self._say(f"of {TRIES} more points of the space none is new and within the budgets: the search ends here")
+            self.wanted = 0
+            return Searcher.FINISHED
+        return None
+
+    def _begin(self, point: Point) -> Record | None:
+        plan = self._plan
+        try:
+            job = plan.job(point)
+        except (ParamsError, NetError):
+            return None
+        paid = budget.price(job.card)
+        if job.name in self._names or budget.excess(plan.params.search, paid):
+            return None
+        self._names.add(job.name)
+        # once for a structure, else chance would put one beside itself on the front
+        latency_ms = self._latencies.get(job.card.structure) or budget.latency_ms(job.card)
+        self._latencies[job.card.structure] = latency_ms
+        if budget.excess(plan.params.search, replace(paid, latency_ms=latency_ms)):
+            return None
+        record = Record(
+            name=job.name,
+            number=self._numbers.setdefault(job.name, 1 + max(self._numbers.values(), default=0)),
+            point=point,
+            seed=job.seed,
+            epochs=job.train.epochs,
+            rule=plan.rule,
+            status="running",
+            accuracies=(),
+            seconds=None,
+            parameters=paid.parameters,
+            macs=paid.macs,
+            latency_ms=latency_ms,
+        )
+        record.keep(plan.trials)  # a search that is killed goes on with it
+        self.begun[record.name] = record
+        return record
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna how a trial ended."""
+        super().on_trial_complete(self._asked[trial_id], result, error)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the records are what is kept."""
+
+
+class _Keeper(tune.Callback):
+    """Writes the record of each trial that ends, and removes its checkpoints."""
+
+    def __init__(self, plan: Plan, proposals: _Proposals, say: Callable[[str], None]) -> None:
+        self._plan, self._proposals, self._say = plan, proposals, say
+        self.failure: ResflowError | None = None
+        self.lost = False
+        """Whether Ray has given a trial up; its results say why."""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Look whether it failed."""
+        self.failure = self.failure or result.get("failure")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Remember it, after as many failures as `train.max_failures` grants."""
+        self.lost = True
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Keep what became of it."""
+        result = trial.last_result or {}
+        if self.failure or "accuracies" not in result:
+            return
+        begun = self._proposals.begun[trial.config["name"]]
+        status: Status = result["status"]
+        if status == "running":  # ASHA has ended it, after its last epoch perhaps
+            status = "stopped" if len(result["accuracies"]) < begun.epochs else "done"
+        ended = replace(
+            begun,
+            status=status,
+            accuracies=tuple(result["accuracies"]),
+            seconds=result["seconds"],
+        )
+        ended.keep(self._plan.trials)
+        self._proposals.begun[ended.name] = ended
+        self._proposals.wanted += status == "slow"
+        clear(self._plan.base, ended.name)
+        self._say(_line(ended))
+
+
+class _Stop(tune.Stopper):
+    """Ends all trials when one failed in a way that concerns all."""
+
+    def __init__(self, keeper: _Keeper) -> None:
+        self._keeper = keeper
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether to stop this one: never by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to stop all."""
+        return self._keeper.lost or self._keeper.failure is not None
+
+
+def _replay(asha: ASHAScheduler, past: list[Record]) -> None:
+    """Tell ASHA what earlier trials reached, so that new ones are held against them too."""
+    controller: Any = None  # which it does not ask
+    for record in past:
+        if record.status == "running":
+            continue
+        trial_of: Any = SimpleNamespace(trial_id=record.name)
+        asha.on_trial_add(controller, trial_of)
+        for epoch in range(1, len(record.accuracies) + 1):
+            figures = {"epoch": epoch, "accuracy": max(record.accuracies[:epoch])}
+            asha.on_trial_result(controller, trial_of, figures)
+
+
+def _resources(plan: Plan) -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    on_gpu = plan.params.train.device != "cpu" and resources.get("GPU", 0) > 0
+    if plan.params.train.device == "cuda" and not on_gpu:
+        raise TrainingError("train.device", "is cuda, but no GPU is found", "Set it to auto or cpu")
+    if not plan.address and plan.params.search.cpus > resources.get("CPU", 0):
+        problem = f"is {plan.params.search.cpus}, and this machine has {resources.get('CPU', 0):g} CPUs"
+        raise ParamsError("search.cpus", problem, "Lower it, or name a cluster in RAY_ADDRESS")
+    return {"cpu": plan.params.search.cpus, **({"gpu": 1} if on_gpu else {})}
+
+
+def run_finals(plan: Plan, chosen: list[Record], say: Callable[[str], None]) -> None:
+    """Train the chosen points again, as many at a time as Ray has room for. Raises what a training raised."""
+    there = {record.name for record in trial.read(plan.finals)}
+    wanted = {job.name: (record, job) for record in chosen for job in finals_of(plan, record) if job.name not in there}
+    needs = _resources(plan)
+    train = ray.remote(_final).options(
+        num_cpus=needs["cpu"], num_gpus=needs.get("gpu", 0), max_retries=plan.params.train.max_failures
+    )
+    running = {train.remote(job): job.name for _, job in wanted.values()}
+    try:
+        while running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            record, job = wanted[running.pop(ready)]
+            outcome = ray.get(ready)
+            if isinstance(outcome, ResflowError):
+                raise outcome
+            _keep_final(plan, record, job, outcome)
+            say(_line(replace(record, accuracies=outcome.accuracies, status=outcome.status, seed=job.seed)))
+    except RayError as error:
+        raise cause("Ray", error) from error
+    finally:
+        for waiting in running:
+            ray.cancel(waiting, force=True)
+
+
+def _final(job: Job) -> Outcome | ResflowError:
+    try:
+        return trial.train(job, lambda figures: None)
+    except ResflowError as error:
+        return error
+
+
+def _keep_final(plan: Plan, record: Record, job: Job, outcome: Outcome) -> None:
+    """The model first: the record says that it is there."""
+    if outcome.status == "done":
+        model_file.save(plan.finals / f"{job.name}.safetensors", outcome.weights, job.card)
+    replace(
+        record,
+        name=job.name,
+        seed=job.seed,
+        epochs=job.train.epochs,
+        status=outcome.status,
+        accuracies=outcome.accuracies,
+        seconds=outcome.seconds,
+    ).keep(plan.finals)
+    clear(plan.base, job.name)
+
+
+def _line(record: Record) -> str:
+    reached = f"validation accuracy {record.accuracy:.2%} after {len(record.accuracies)} of {record.epochs} epochs"
+    ends = {"stopped": ", stopped early", "diverged": ", diverged", "slow": ", above search.max_seconds"}
+    point = "  ".join(f"{name.partition('.')[2]} {value}" for name, value in record.point.items())
+    return f"trial {record.number}, seed {record.seed}: {reached}{ends.get(record.status, '')}  ({point})"
+
+
+def _distribution(values: tuple[Any, ...] | Range) -> optuna.distributions.BaseDistribution:
+    if isinstance(values, tuple):
+        return optuna.distributions.CategoricalDistribution([json.dumps(value) for value in values])
+    if isinstance(values.low, int) and isinstance(values.high, int):
+        return optuna.distributions.IntDistribution(values.low, values.high, log=values.log)
+    return optuna.distributions.FloatDistribution(float(values.low), float(values.high), log=values.log)
+
+
+def _encoded(spread: Mapping[str, Any], point: Point) -> dict[str, Any]:
+    """A point as Optuna has it: choices as text, since it takes no lists."""
+    return {
+        name: json.dumps(point[name]) if isinstance(values, tuple) else point[name] for name, values in spread.items()
+    }
+
+
+def _decoded(spread: Mapping[str, Any], proposed: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: json.loads(proposed[name]) if isinstance(values, tuple) else space.rounded(values, proposed[name])
+        for name, values in spread.items()
+    }

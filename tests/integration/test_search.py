@@ -1,0 +1,78 @@
+"""A search as a user runs it: killed in the middle, run again, its front taken over into params.yaml."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Project
+
+pytestmark = pytest.mark.integration
+
+SPACE = {
+    "net.blocks": [[1, 1], [1, 1, 1]],
+    "net.widths": [[4, 8], [4, 8, 8]],
+    "train.lr": {"low": 0.05, "high": 0.2, "log": True},
+}
+TRIALS = """
+import sys
+from pathlib import Path
+from flows.study import _plan
+from resflow import params
+from resflow.training.cluster import connected
+
+root = Path.cwd()
+plan = _plan(root, params.load(root / "params.yaml"))
+with connected(plan.base, None):
+    from resflow.study import search
+
+    search.run_trials(plan, lambda line: print(line, flush=True))
+"""
+
+
+def records(root: Path, kind: str = "trials") -> dict[str, Any]:
+    found = (root / ".resflow/study" / kind).glob("*.json")
+    return {path.name: json.loads(path.read_text()) for path in found}
+
+
+def test_a_killed_search_goes_on_and_its_front_is_taken_over(copied: Project) -> None:
+    copied.edit(search__space=SPACE, search__trials=4, search__final_seeds=1, train__epochs=1)
+    command = ["python", "-c", TRIALS]
+    killed = subprocess.Popen(
+        command, cwd=copied.root, env=copied.env(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert killed.stdout is not None
+    first = killed.stdout.readline()
+    assert first.startswith("trial "), first
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = {name: one for name, one in records(copied.root).items() if one["status"] != "running"}
+    begun = set(records(copied.root))
+    assert before
+
+    done = copied.run("resflow", "search")
+    after = records(copied.root)
+    assert {name: after[name] for name in before} == before
+    assert begun <= after.keys()
+    assert sorted(one["number"] for one in after.values()) == [1, 2, 3, 4]
+    assert {one["status"] for one in after.values()} <= {"done", "stopped"}
+    assert f"trials: {4 - len(before)} of 4 to train, {len(before)} found" in done.out
+    assert done.out.count(", seed 0: validation accuracy") == 4 - len(before)
+    report = json.loads((copied.root / "study/search.json").read_text())
+    assert len(records(copied.root, "finals")) == len(report["front"]) > 0
+    assert all(point["test"]["n"] == 1 for point in report["front"])
+    assert copied.run("resflow", "search", "show").out in done.out
+    assert not list((copied.root / ".resflow/runs").glob("*/*.pt"))
+
+    applied = copied.run("resflow", "search", "apply").out
+    assert "net.blocks" in applied
+    changed = copied.git("diff", "--stat", "params.yaml")
+    assert "params.yaml" in changed
+    assert "it is tracked by git" not in copied.git("status", "--short", "study")

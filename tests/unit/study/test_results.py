@@ -1,0 +1,75 @@
+"""What a search found: seeds in sum, the test split touched once a training, files that say it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from resflow.data import arrays
+from resflow.errors import DataError
+from resflow.nets import file as model_file
+from resflow.study import plan as plans
+from resflow.study import results
+from resflow.study.plan import Plan
+from tests.unit.study.searched import plan, record
+
+
+def finished(root: Path) -> Plan:
+    """A search whose finals are done, with untrained networks."""
+    of = plan(root)
+    for number, accuracy, macs in ((1, 0.8, 1000), (2, 0.9, 2000), (3, 0.7, 5000)):
+        made = record(of, number, accuracies=(0.1, accuracy), macs=macs)
+        for seed, job in enumerate(plans.finals_of(of, made)):
+            model_file.save(of.finals / f"{job.name}.safetensors", job.card.network().state_dict(), job.card)
+            accuracies = (accuracy + 0.02 * seed,)
+            replace(made, name=job.name, seed=job.seed, accuracies=accuracies).keep(of.finals)
+    return of
+
+
+def test_points_of_the_front_have_mean_and_deviation_over_their_seeds(tmp_path: Path) -> None:
+    of = finished(tmp_path)
+    report = results.measured(of, plans.front(of), None)
+    assert [point["number"] for point in report["front"]] == [1, 2]
+    best = report["front"][0]
+    assert best["validation"] == pytest.approx({"mean": 0.91, "std": 0.02 / 2**0.5, "n": 2})
+    assert best["trial_accuracy"] == 0.9
+    assert best["net"]["widths"] == [4, 8]
+    assert best["train"] == {"lr": 0.102}
+    assert [one["rank"] for one in report["trials"]] == [1, 1, 2]
+
+
+def test_the_test_split_is_touched_once_for_each_training(tmp_path: Path) -> None:
+    of = finished(tmp_path)
+    report = results.measured(of, plans.front(of), None)
+    for path in (arrays.images_path, arrays.labels_path):
+        path(of.base.arrays.folder, "test").unlink()
+    again = results.measured(of, plans.front(of), report)
+    assert [point["test"] for point in again["front"]] == [point["test"] for point in report["front"]]
+    with pytest.raises(DataError):
+        results.measured(of, plans.front(of), None)
+
+
+def test_what_was_found_is_written_and_read_again(tmp_path: Path) -> None:
+    of = finished(tmp_path)
+    report = results.measured(of, plans.front(of), None)
+    results.save(tmp_path, report)
+    assert results.load(tmp_path) == json.loads(json.dumps(report))
+    table = list(csv.DictReader((tmp_path / "study/search.csv").open()))
+    assert [(row["number"], row["rank"], row["net.widths"]) for row in table][2] == ("3", "2", "4,8")
+    assert (tmp_path / "study/search.png").read_bytes().startswith(b"\x89PNG")
+    (row, _) = results.rows(report)
+    assert row[:2] == ("1", "91.00 ± 1.41 % (2)")
+
+
+def test_a_result_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"search.json: there is no result of a search. Run `resflow search`"):
+        results.load(tmp_path)
+    (tmp_path / "study").mkdir()
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "study/search.json").write_text(text)
+        with pytest.raises(DataError, match=r"search.json: is damaged"):
+            results.load(tmp_path)
