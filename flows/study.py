@@ -6,6 +6,7 @@ By hand it is `resflow search`. Data is fetched and prepared first where it is n
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from resflow.study.plan import Plan
 from tasks import search as acts
 from tasks.stages import run_stage
 
-__all__ = ["structure_search"]
+__all__ = ["plan_of", "structure_search"]
 
 
 @flow(name="structure-search", description=__doc__, persist_result=False)
@@ -31,18 +32,22 @@ def structure_search() -> dict[str, Any]:
     space.check(settings, "params.yaml")
     for name in ("fetch", "prepare"):
         run_stage(root, name, {})
-    with runs.alone(root / STATE / "search.lock", "a search here"):
-        plan = _plan(root, settings)
+    with runs.alone(root / STATE / "search.lock", "for a search here"):
+        plan = plan_of(root, settings)
         budget.check(settings, plan.base.card, "params.yaml")
         front = acts.trials(plan)
         acts.finals(plan, front)
         return acts.report(root, plan, front)
 
 
-def _plan(root: Path, settings: params.Params) -> Plan:
+def plan_of(root: Path, settings: params.Params) -> Plan:
+    """The search that the parameters describe, of the data prepared under `root`. Raises `DataError` or `NetError`."""
+    base = job_of(root, settings)
+    if isinstance(base.runs, Path):  # in a bucket they lie with all others, and are removed when they are old
+        base = replace(base, runs=base.runs / "study")
     return Plan(
         params=settings,
-        base=job_of(root, settings),
+        base=base,
         folder=(root / STATE / "study").resolve(),
         address=os.environ.get("RAY_ADDRESS"),
     )

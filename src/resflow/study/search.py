@@ -39,7 +39,7 @@ from resflow.study.trial import Outcome, Record, Status
 from resflow.training.cluster import Job
 from resflow.training.reader import cause
 
-__all__ = ["run_finals", "run_trials"]
+__all__ = ["Proposals", "run_finals", "run_trials"]
 
 METRICS, MODES = ["accuracy", "macs", "latency_ms"], ["max", "min", "min"]
 QUIET = {
@@ -69,7 +69,7 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
         grace_period=plan.params.search.grace_epochs,
         reduction_factor=plan.params.search.reduction,
     )
-    proposals = _Proposals(plan, past, say)
+    proposals = Proposals(plan, past, say)
     keeper = _Keeper(plan, proposals, say)
     _replay(asha, past)
     tuner = tune.Tuner(
@@ -119,7 +119,7 @@ def _trial(config: dict[str, Any], plan: Plan) -> None:
     )
 
 
-class _Proposals(OptunaSearch):
+class Proposals(OptunaSearch):
     """Optuna's proposals but for those that are known, that are no network, or that a budget excludes."""
 
     def __init__(self, plan: Plan, past: list[Record], say: Callable[[str], None]) -> None:
@@ -146,7 +146,7 @@ class _Proposals(OptunaSearch):
 
     def suggest(self, trial_id: str) -> Any:
         """A new point as the configuration of a trial, None to wait for those that run, or `FINISHED`."""
-        running = [record for record in self.begun.values() if record.status == "running"]
+        running = any(record.status == "running" for record in self.begun.values())
         if self.wanted <= 0:
             return None if running else Searcher.FINISHED
         for number in range(TRIES):
@@ -159,11 +159,9 @@ class _Proposals(OptunaSearch):
                 price = {"parameters": record.parameters, "macs": record.macs, "latency_ms": record.latency_ms}
                 return {"name": record.name, "point": json.dumps(point), "price": price}
             super().on_trial_complete(asked, error=True)
-        if not running:
-            self._say(f"of {TRIES} more points of the space none is new and within the budgets: the search ends here")
-            self.wanted = 0
-            return Searcher.FINISHED
-        return None
+        self._say(f"of {TRIES} more points of the space none is new and within the budgets: the search ends here")
+        self.wanted = 0
+        return None if running else Searcher.FINISHED
 
     def _begin(self, point: Point) -> Record | None:
         plan = self._plan
@@ -209,7 +207,7 @@ class _Proposals(OptunaSearch):
 class _Keeper(tune.Callback):
     """Writes the record of each trial that ends, and removes its checkpoints."""
 
-    def __init__(self, plan: Plan, proposals: _Proposals, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, proposals: Proposals, say: Callable[[str], None]) -> None:
         self._plan, self._proposals, self._say = plan, proposals, say
         self.failure: ResflowError | None = None
         self.lost = False

@@ -1,0 +1,57 @@
+"""What Optuna may propose: new points that are networks within the budgets, those first that a kill cut short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ray.tune.search import Searcher
+
+from resflow.study import budget, search, trial
+from resflow.study import plan as plans
+from resflow.study.plan import Plan
+from tests.unit.study.searched import plan, record
+
+FEW = {"net.blocks": [[1, 1], [1, 1, 1]], "net.widths": [[4, 8], [4, 8, 8]]}
+"""Of whose four points two are networks."""
+
+
+def proposals(of: Plan, said: list[str]) -> search.Proposals:
+    return search.Proposals(of, plans.known(of), said.append)
+
+
+def test_only_points_that_are_networks_are_proposed_each_once_until_there_are_no_more(tmp_path: Path) -> None:
+    said: list[str] = []
+    asked = proposals(plan(tmp_path, space=FEW, trials=9), said)
+    given = [asked.suggest(str(number)) for number in range(2)]
+    assert {one["point"] for one in given} == {
+        '{"net.blocks": [1, 1], "net.widths": [4, 8]}',
+        '{"net.blocks": [1, 1, 1], "net.widths": [4, 8, 8]}',
+    }
+    assert asked.suggest("2") is None  # one that runs may prove too slow, and make room
+    assert said == ["of 200 more points of the space none is new and within the budgets: the search ends here"]
+    kept = trial.read(tmp_path / "study/trials")
+    assert [(one.number, one.status) for one in kept] == [(1, "running"), (2, "running")]
+
+
+def test_what_is_above_a_budget_is_not_proposed(tmp_path: Path) -> None:
+    free = plan(tmp_path / "free", space=FEW)
+    smallest = budget.price(free.job({"net.blocks": [1, 1], "net.widths": [4, 8]}).card).macs
+    asked = proposals(plan(tmp_path, space=FEW, max_macs=smallest), [])
+    assert asked.suggest("0")["price"]["macs"] == smallest
+    assert asked.suggest("1") is None
+
+
+def test_a_trial_that_a_kill_cut_short_comes_first_and_those_that_ended_never(tmp_path: Path) -> None:
+    of = plan(tmp_path, trials=2)
+    record(of, 1)
+    begun = record(of, 2, status="running", accuracies=())
+    asked = proposals(of, [])
+    assert asked.suggest("0")["name"] == begun.name
+    assert asked.suggest("1") is None
+    assert trial.read(of.trials)[1].number == 2
+
+
+def test_a_search_whose_trials_are_all_there_is_finished(tmp_path: Path) -> None:
+    of = plan(tmp_path, trials=1)
+    record(of, 1)
+    assert proposals(of, []).suggest("0") == Searcher.FINISHED
