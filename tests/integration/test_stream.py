@@ -49,8 +49,6 @@ def streamed(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
         data__files={role: {"name": name, "sha256": digest} for role, (name, digest) in files.items()},
         train__epochs=2,
         train__shards=2,
-        train__adversarial__epsilon=0.1,  # all that is drawn by chance must be the same again
-        train__adversarial__steps=1,
         checkpoint__steps=7,
     )
     made.run("resflow", "stage", "fetch")
