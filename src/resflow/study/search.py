@@ -72,9 +72,11 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
     proposals = Proposals(plan, past, say)
     keeper = _Keeper(plan, proposals, say)
     _replay(asha, past)
+    # reuse_actors would save a process for each trial, but fails the next one where the thread of a stopped
+    # one takes more than two seconds to end (Ray 2.60)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, plan=plan), _resources(plan)),
-        tune_config=tune.TuneConfig(search_alg=proposals, scheduler=asha, num_samples=-1, reuse_actors=True),
+        tune_config=tune.TuneConfig(search_alg=proposals, scheduler=asha, num_samples=-1),
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(plan.folder / "tune"),
