@@ -94,8 +94,8 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
         shutil.rmtree(plan.folder / "tune", ignore_errors=True)
     if keeper.failure:
         raise keeper.failure
-    for failed in results.errors:
-        raise cause("Ray Tune", failed) from failed
+    if keeper.lost:
+        raise cause("Ray Tune", next(iter(results.errors), RuntimeError("a trial was given up")))
 
 
 def _trial(config: dict[str, Any], plan: Plan) -> None:
@@ -213,7 +213,7 @@ class _Keeper(tune.Callback):
         self._plan, self._proposals, self._say = plan, proposals, say
         self.failure: ResflowError | None = None
         self.lost = False
-        """Whether Ray has given a trial up; its results say why."""
+        """Whether Ray has given a trial up, after as many failures as `train.max_failures` grants."""
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -221,9 +221,9 @@ class _Keeper(tune.Callback):
         """Look whether it failed."""
         self.failure = self.failure or result.get("failure")
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Remember it, after as many failures as `train.max_failures` grants."""
-        self.lost = True
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Look for trials that were given up: not all of Ray's ways to do that are told to anybody."""
+        self.lost = self.lost or any(trial.status == "ERROR" for trial in trials)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep what became of it."""
