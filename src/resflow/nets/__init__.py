@@ -61,7 +61,8 @@ def altered(name: str, changes: Mapping[str, Any]) -> str | Structure:
 def check_fits(structure: str | Structure, height: int, width: int) -> None:
     """Raise `NetError` where images of so many pixels are too small for the strides of a structure."""
     if structure != ARTICLE:
-        find(structure).check_fits(height, width)
+        name = structure if isinstance(structure, str) else "the structure"
+        find(structure).check_fits(height, width, name)
     elif min(height, width) < ARTICLE_SIDE:
         problem = f"{ARTICLE} halves images 3 times, which {height}x{width} ones do not bear"
         raise NetError("net.name", problem, f"Give it at least {ARTICLE_SIDE}x{ARTICLE_SIDE} pixels")

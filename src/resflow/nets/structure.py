@@ -99,13 +99,16 @@ class Structure:
         """Channels out of the stem."""
         return self.stem_width or self.widths[0]
 
-    def check_fits(self, height: int, width: int) -> None:
-        """Raise `NetError` where an image is too small: a stride that has less than two pixels has nothing to halve."""
+    def check_fits(self, height: int, width: int, name: str) -> None:
+        """Raise `NetError` where an image is too small: a stride that has less than two pixels has nothing to halve.
+
+        The error calls the structure `name`.
+        """
         side = min(height, width)
         if self._bears(side):
             return
         least = next(other for other in range(side + 1, 2**16) if self._bears(other))
-        problem = f"the structure halves images {self._halvings} times, which {height}x{width} ones do not bear"
+        problem = f"{name} halves images {self._halvings} times, which {height}x{width} ones do not bear"
         small = " or net.stem for small images (conv3x3, patch4x4)" if self.stem in ("conv7x7", "deep") else ""
         raise NetError("net", problem, f"Give it at least {least}x{least} pixels, or choose fewer net.blocks{small}")
 
