@@ -149,6 +149,7 @@ def make_project(root: Path, home: Path, environment: Mapping[str, str] | None =
             "robustness.images": 50,
             "robustness.corruptions": [],  # else each of the many runs would load torch once more
             "robustness.epsilons": [],
+            "analyze.seconds": 0.0,
             "gate.min_accuracy": 0.2,
             "gate.max_ece": 1.0,
         },

@@ -135,7 +135,9 @@ def run(
 
 
 @app.command(epilog=_examples("resflow stage train"))
-def stage(name: Annotated[str, typer.Argument(help="fetch, prepare, train, evaluate or robustness.")]) -> None:
+def stage(
+    name: Annotated[str, typer.Argument(help="fetch, prepare, analyze, train, evaluate or robustness.")],
+) -> None:
     """Run the body of one stage of dvc.yaml, up to date or not. `dvc repro` calls this; you rarely will."""
     from resflow.stages import main as run_stage
 
@@ -415,6 +417,69 @@ def networks(
         terminal.table(rows, *reference.COLUMNS)
 
 
+@app.command(
+    epilog=_examples(
+        "resflow analyze",
+        "resflow analyze resnet20 preact_resnet20 --layers --no-measure",
+        "resflow analyze resnet18 resnet50 --image 224x224x3 --classes 1000 --batch-sizes 1,8",
+        "resflow analyze resnet8_max article_cnn --to analysis",
+    )
+)
+def analyze(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STRUCTURE]...", help="Names of structures.", show_default="that of params.yaml"),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEIGHTxWIDTHxCHANNELS", help="Images to analyse for.", show_default="those of the prepared data"
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Classes to tell apart.", min=2, show_default="those of the data")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Images per forward pass to measure.", show_default="analyze.batch_sizes"),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Show each layer too.")] = False,
+    measure: Annotated[bool, typer.Option(help="Measure on this machine, beside what is exact.")] = True,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write tables (CSV, JSON) and pictures (PNG) there too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what structures cost: parameters, operations, memory, speed here, and where the time goes.
+
+    Nothing is trained and no data is read. docs/analyze.md explains each figure.
+    """
+    from resflow import nets
+
+    shape, counts = _numbers(image, "x", "--image", 3), _numbers(batch_sizes, ",", "--batch-sizes")
+    for name in names or ():
+        if name not in nets.names():
+            nets.find(name)  # which refuses it, before torch is imported
+    root = _root()
+    settings = _params(root)
+    from resflow.study import analysis, tables
+
+    changes = ({"batch_sizes": counts} if counts else {}) | ({} if measure else {"seconds": 0.0})
+    cards = _cards(root, settings, names or [], shape, classes)
+    report = analysis.analyse(cards, settings.train, settings.analyze.model_copy(update=changes))
+    if to:
+        from resflow.study.folder import save
+
+        save(to, report)
+    if as_json:
+        _print_json(report.json(with_layers=layers))
+        return
+    for title, (columns, rows) in tables.shown(report, with_layers=layers):
+        typer.echo(f"{title}:")
+        terminal.table([[str(cell) for cell in row] for row in rows], *columns)
+        typer.echo("")
+
+
 @app.command(epilog=_examples("resflow doctor"))
 def doctor() -> None:
     """Check what the pipeline needs on this machine, and say how to mend what is wrong.
@@ -531,6 +596,44 @@ def _pull(root: Path, version: Any, to: Path) -> list[Path]:
     if endpoint.embedded:
         endpoint = store.start(root)
     return storage.pull(endpoint, _params(root).store.bucket, f"models/{version.name}/{version.version}", to)
+
+
+def _numbers(text: str | None, separator: str, option: str, count: int | None = None) -> tuple[int, ...]:
+    """Whole numbers from 1 up, so many if `count` says; none where the option was not given."""
+    if text is None:
+        return ()
+    parts = text.split(separator)
+    if not all(part.strip().isdecimal() and int(part) for part in parts) or len(parts) != (count or len(parts)):
+        example = separator.join(("28", "28", "1"))
+        wanted = f"{count or 'some'} whole numbers from 1 up"
+        raise typer.BadParameter(f"{option} is {text!r}, but should be {wanted}, such as {example}")
+    return tuple(int(part) for part in parts)
+
+
+def _cards(root: Path, settings: Any, names: list[str], shape: tuple[int, ...], classes: int | None) -> dict[str, Any]:
+    """What to analyse by name, for the images of the data unless others are asked for."""
+    from dataclasses import replace
+
+    from resflow.nets import altered
+    from resflow.nets.file import ModelCard
+    from resflow.stages.card import called, card
+
+    labels = tuple(map(str, range(classes))) if classes else settings.prepare.classes
+    if shape:
+        height, width, channels = shape
+        own = ModelCard(
+            structure=altered(settings.net.name, settings.net.changes),
+            image_shape=(height, width, channels),
+            classes=labels,
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
+        )
+    else:
+        own = card(root, settings.net)
+        own = replace(own, classes=labels if classes else own.classes)
+    if names:
+        return {name: replace(own, structure=name) for name in names}
+    return {called(settings.net.name, own): own}
 
 
 def _root() -> Path:

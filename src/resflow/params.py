@@ -33,6 +33,7 @@ from resflow.errors import ParamsError
 
 __all__ = [
     "Adversarial",
+    "Analyze",
     "Checkpoint",
     "Data",
     "Evaluate",
@@ -62,6 +63,53 @@ Count = Annotated[int, Field(ge=1)]
 StrictCount = Annotated[int, Field(ge=1, strict=True)]
 """For lists, which YAML gives and a tuple takes only without strictness."""
 Counts = Annotated[tuple[StrictCount, ...], Field(min_length=1, strict=False)]
+
+
+# Spelt out, so that editors complete it and a misspelt one is told at once, without torch. A test compares.
+StructureName = Literal[
+    "resnet8_max",
+    "resnet8_avg",
+    "resnet8",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet1202",
+    "plain8",
+    "plain20",
+    "plain32",
+    "plain44",
+    "plain56",
+    "plain110",
+    "preact_resnet8",
+    "preact_resnet20",
+    "preact_resnet32",
+    "preact_resnet44",
+    "preact_resnet56",
+    "preact_resnet110",
+    "preact_resnet164",
+    "preact_resnet1001",
+    "wrn-16-4",
+    "wrn-28-10",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "preact_resnet18",
+    "preact_resnet34",
+    "preact_resnet50",
+    "preact_resnet101",
+    "preact_resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "seresnet50",
+    "resnet50d",
+    "article_cnn",
+]
 
 
 class Section(BaseModel):
@@ -133,51 +181,7 @@ class Net(Section):
     docs/networks.md has the structures and what they cost.
     """
 
-    # Spelt out, so that editors complete it and a misspelt one is told at once, without torch. A test compares.
-    name: Literal[
-        "resnet8_max",
-        "resnet8_avg",
-        "resnet8",
-        "resnet20",
-        "resnet32",
-        "resnet44",
-        "resnet56",
-        "resnet110",
-        "resnet1202",
-        "plain8",
-        "plain20",
-        "plain32",
-        "plain44",
-        "plain56",
-        "plain110",
-        "preact_resnet8",
-        "preact_resnet20",
-        "preact_resnet32",
-        "preact_resnet44",
-        "preact_resnet56",
-        "preact_resnet110",
-        "preact_resnet164",
-        "preact_resnet1001",
-        "wrn-16-4",
-        "wrn-28-10",
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "resnet152",
-        "preact_resnet18",
-        "preact_resnet34",
-        "preact_resnet50",
-        "preact_resnet101",
-        "preact_resnet152",
-        "resnext50_32x4d",
-        "resnext101_32x8d",
-        "wide_resnet50_2",
-        "wide_resnet101_2",
-        "seresnet50",
-        "resnet50d",
-        "article_cnn",
-    ]
+    name: StructureName
     """A structure of `resflow.nets`."""
     block: Literal["plain", "basic", "bottleneck", "preact_basic", "preact_bottleneck"] | None
     """`plain` is `basic` without shortcuts, `preact_...` has norm and activation before each convolution."""
@@ -419,6 +423,20 @@ class Robustness(Section):
     none."""
 
 
+class Analyze(Section):
+    """What is told of a structure's cost: exact figures always, measured ones as long as `seconds` are given.
+
+    docs/analyze.md explains the figures.
+    """
+
+    structures: Annotated[tuple[StructureName, ...], Field(strict=False)]
+    """Names of structures that the one of `net` is compared with; often none."""
+    batch_sizes: Annotated[tuple[StrictCount, ...], Field(strict=False)]
+    """Images per forward pass for which throughput is measured; none measures none."""
+    seconds: Annotated[float, Field(ge=0)]
+    """Seconds of measuring for each figure; 0 measures nothing."""
+
+
 class Gate(Section):
     """What a model must reach to be released."""
 
@@ -515,6 +533,7 @@ class Params(Section):
     checkpoint: Checkpoint
     evaluate: Evaluate
     robustness: Robustness
+    analyze: Analyze
     gate: Gate
     registry: Registry
     search: Search

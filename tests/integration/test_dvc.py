@@ -131,6 +131,7 @@ def clone(project: Project, into: Path, revision: str) -> Project:
 def test_a_stage_reads_what_dvc_yaml_declares_and_nothing_else(name: str, copied: Project, tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(PROBE)
     copied.edit(robustness__corruptions=["fog"], robustness__epsilons=[0.1])  # with none it loads nothing
+    copied.edit(analyze__seconds=0.01)  # else `analyze` measures nothing
     done = copied.run("python", str(tmp_path / "probe.py"), str(tmp_path / "read.json"), name)
     read = json.loads((tmp_path / "read.json").read_text())
     assert read["code"] == 0, done.err
@@ -174,9 +175,10 @@ def test_a_change_reruns_the_stages_that_it_concerns_and_no_others(copied: Proje
     before = (copied.root / "params.yaml").read_text()
     for changes, stages in (
         ({"train__lr": 0.05}, {"train"}),
-        ({"train__threads": 2}, {"train", "evaluate", "robustness"}),
-        ({"net__name": "resnet8_max"}, {"train"}),
+        ({"train__threads": 2}, {"train", "evaluate", "robustness", "analyze"}),
+        ({"net__name": "resnet8_max"}, {"train", "analyze"}),
         ({"train__adversarial__epsilon": 0.1}, {"train"}),
+        ({"analyze__batch_sizes": [1]}, {"analyze"}),
         ({"evaluate__mistakes": 3}, {"evaluate"}),
         ({"robustness__images": 20}, {"robustness"}),
         ({"prepare__validation_fraction": 0.1}, {"prepare"}),
@@ -219,6 +221,9 @@ def test_the_reports_of_dvc_work_after_a_run_and_in_a_clean_clone(released: Proj
     metrics = json.loads(fresh.run("dvc", "metrics", "show", "--json").out)[""]["data"]
     assert 0.2 < metrics["metrics/evaluate.json"]["data"]["accuracy"] <= 1
     assert metrics["metrics/train.json"]["data"]["parameters"] == 77_866
+    analysed = metrics["metrics/analyze.json"]["data"]
+    assert analysed["parameters"] == 77_866
+    assert analysed["file_bytes"] == (released.root / "models/model.safetensors").stat().st_size
     assert "accuracy" in fresh.run("dvc", "metrics", "show", "--md").out
     dag = fresh.run("dvc", "dag", "--mermaid").out
     assert all(name in dag for name in STAGES)
@@ -256,6 +261,8 @@ def test_the_plots_of_dvc_show_every_figure(copied: Project) -> None:
         ("Learning rate at the end of each epoch", "plots/train/curves.csv", ("epoch", "learning_rate")),
         ("Confusion on the test split", "plots/evaluate/confusion.csv", ("actual", "predicted")),
         ("Accuracy by confidence on the test split", "plots/evaluate/calibration.csv", ("confidence", "accuracy")),
+        ("Multiply-accumulates by layer", "plots/analyze/layers.csv", ("layer", "macs")),
+        ("Kept for the backward pass by layer", "plots/analyze/layers.csv", ("layer", "kept_bytes")),
         ("Training images per second (not hashed)", "timings/train.csv", ("epoch", "images_per_second")),
     ):
         assert [tuple(row[key] for key in keys) for row in values(title)] == column(path, *keys), title

@@ -24,7 +24,7 @@ from tests.conftest import Project, stop_store
 pytestmark = pytest.mark.integration
 
 NIGHTLY = "training-pipeline/nightly"
-STAGES = ["fetch", "prepare", "train", "evaluate", "robustness"]
+STAGES = ["fetch", "prepare", "analyze", "train", "evaluate", "robustness"]
 LAX = {"gate.min_accuracy": 0.0, "gate.max_accuracy_drop": 1.0}
 WHO = "ada:lovelace"
 """The user and password that the server asks for."""

@@ -38,6 +38,7 @@ checkpoint.steps checkpoint.seconds
 evaluate.batch_size evaluate.calibration_bins evaluate.mistakes
 robustness.images robustness.corruptions robustness.epsilons robustness.steps robustness.step_size robustness.restarts
 robustness.downsample
+analyze.structures analyze.batch_sizes analyze.seconds
 gate.min_accuracy gate.max_ece gate.max_accuracy_drop
 registry.auto_promote
 search.space search.trials search.epochs search.grace_epochs search.reduction search.final_seeds search.cpus

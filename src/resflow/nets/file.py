@@ -19,7 +19,7 @@ from resflow.errors import DataError, NetError
 from resflow.files import write
 from resflow.nets import Structure, check_fits, create
 
-__all__ = ["ModelCard", "load", "renamed", "save"]
+__all__ = ["ModelCard", "content", "load", "renamed", "save"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,15 @@ class ModelCard:
 
 def save(path: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
     """Write weights (a state dict) and card to `path`, which appears whole or not at all."""
+    write(path, content(weights, card))
+
+
+def content(weights: Mapping[str, Tensor], card: ModelCard) -> bytes:
+    """The bytes of the file."""
     from safetensors.torch import save as serialise
 
     tensors = {name: weights[name].detach().to("cpu").contiguous() for name in sorted(weights)}
-    content = serialise(tensors, metadata={"resflow": json.dumps(asdict(card), sort_keys=True)})
-    write(path, content)
+    return serialise(tensors, metadata={"resflow": json.dumps(asdict(card), sort_keys=True)})
 
 
 def load(path: Path) -> tuple[nn.Module, ModelCard]:

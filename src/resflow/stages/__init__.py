@@ -18,7 +18,7 @@ from resflow.processes import die_with_parent
 
 __all__ = ["NAMES", "main"]
 
-NAMES = ("fetch", "prepare", "train", "evaluate", "robustness")
+NAMES = ("fetch", "prepare", "analyze", "train", "evaluate", "robustness")
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Exit codes as a shell gives them: 128 and the number of the signal."""
 

@@ -21,11 +21,12 @@ from torch import Tensor
 from resflow.data import arrays, shards
 from resflow.errors import DataError
 from resflow.files import csv_bytes, json_bytes, sha256, write
-from resflow.nets import altered, weights
 from resflow.nets import file as model_file
+from resflow.nets import weights
 from resflow.nets.file import ModelCard
 from resflow.params import Params
 from resflow.stages import runs
+from resflow.stages.card import card as describe
 from resflow.stages.paths import METRICS, MODEL, PLOTS, PREPARED, SHEET, STATE, TIMINGS
 from resflow.training.cluster import Job, fit
 from resflow.training.loop import State
@@ -52,7 +53,8 @@ def run(root: Path, params: Params) -> None:
 
 def job_of(root: Path, params: Params) -> Job:
     """The training that `params` describe, of the arrays under `root`. Raises `DataError` or `NetError`."""
-    given, card = _arrays(root, params.data.loader), _card(root, params)
+    given, card = _arrays(root, params.data.loader), describe(root, params.net)
+    card.network()  # a structure that does not fit is told before anything starts
     return Job(
         train=params.train,
         checkpoint=params.checkpoint,
@@ -65,25 +67,6 @@ def job_of(root: Path, params: Params) -> Job:
         runs=runs.place(root, os.environ.get("RESFLOW_STORAGE")),
         name=_run_name(root, params, given),
     )
-
-
-def _card(root: Path, params: Params) -> ModelCard:
-    try:
-        described = json.loads((root / SHEET).read_text())
-        height, width, channels = described["image_shape"]
-    except OSError as error:
-        raise DataError(str(root / SHEET), "is missing", "Run `dvc repro`, which prepares the data first") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(str(root / SHEET), f"is damaged ({error})", "Run `dvc repro --force prepare`") from error
-    card = ModelCard(
-        structure=altered(params.net.name, params.net.changes),
-        image_shape=(height, width, channels),
-        classes=tuple(described["classes"]),
-        mean=tuple(described["mean"]),
-        std=tuple(described["std"]),
-    )
-    card.network()  # a structure that does not fit is told before anything starts
-    return card
 
 
 def _initial(root: Path, params: Params, card: ModelCard) -> dict[str, Tensor]:
