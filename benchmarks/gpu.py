@@ -38,6 +38,7 @@ from resflow.data.arrays import Split
 from resflow.files import json_bytes, write
 from resflow.nets import create
 from resflow.nets.cost import cost
+from resflow.study.peak import matmul, wait
 from resflow.training import loop, optimizer
 from resflow.training.gradients import gradients
 
@@ -175,7 +176,8 @@ def _resnet50(device: torch.device, sizes: Sizes, compiled: Sequence[bool]) -> l
     # Only speed is asked for here
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = True
-    measured, published = _product(device, sizes), _published(device)
+    measured = matmul(torch.bfloat16, device, side=sizes.product, repeats=sizes.warm + sizes.steps)
+    published = _published(device)
     macs = cost(LARGE, image_shape=(sizes.side, sizes.side, 3), num_classes=LARGE_CLASSES).macs
     flops = 3 * 2 * macs  # forward, and twice that backward; a multiplication and an addition each
     rows, found = [], list[dict[str, Any]]()
@@ -217,37 +219,19 @@ def _speed(device: torch.device, sizes: Sizes, *, compile: bool, resident: bool)
     compute, move = gradients(net, train, seed=0, rank=0, world=1), optimizer.make(net, train)
     for step in range(sizes.warm + sizes.steps):
         if step == sizes.warm:
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
         compute.run(partial(feed.get, step // feed.steps, step % feed.steps), step)
         move.step()
-    _wait(device)
+    wait(device)
     seconds = time.perf_counter() - started
     torch._dynamo.reset()
     return sizes.steps * sizes.batch / seconds
 
 
-def _product(device: torch.device, sizes: Sizes) -> float:
-    """FLOP/s of the fastest of several products in bfloat16."""
-    left, right = torch.randn(2, sizes.product, sizes.product, device=device).bfloat16()
-    seconds = []
-    for _ in range(sizes.warm + sizes.steps):
-        _wait(device)
-        started = time.perf_counter()
-        left @ right
-        _wait(device)
-        seconds.append(time.perf_counter() - started)
-    return float(2 * sizes.product**3 / min(seconds))
-
-
 def _published(device: torch.device) -> float | None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PUBLISHED.items() if part in name), None)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _name(device: torch.device) -> str:

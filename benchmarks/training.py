@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import torch
 from benchmarks.report import record, table
 from resflow import params
 from resflow.data import arrays
+from resflow.study.peak import matmul
 
 IMAGES, VALIDATION = 12_800, 1_000
 """Of MNIST: a hundred steps an epoch."""
@@ -142,7 +142,7 @@ def _peak(measured: dict[str, dict[str, list[Any]]]) -> str:
     flops = 3 * 2 * _macs()  # forward, and twice that backward; a multiplication and an addition each
     rows = []
     for precision, results in measured.items():
-        peak = _matmul(getattr(torch, precision))
+        peak = matmul(getattr(torch, precision), torch.device("cpu"))
         for name in list(results)[:2]:
             reached = statistics.median(run["images_per_second"] for run in results[name]) * flops
             rows.append([name, precision, f"{reached / 1e12:.3f}", f"{peak / 1e12:.3f}", f"{reached / peak:.0%}"])
@@ -158,18 +158,6 @@ def _stall(kept: dict[str, list[Any]]) -> str:
     each = statistics.median((more - less) / count for more, less in zip(with_them, without, strict=True))
     share = f"{each / interval:.2%} of the time, at one every {interval:g} s"
     return f"A checkpoint costs training {1000 * each:.1f} ms (median of the rounds): {share} as in params.yaml.\n\n"
-
-
-def _matmul(dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of several products."""
-    size = 2048
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    seconds = []
-    for _ in range(12):
-        started = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - started)
-    return float(2 * size**3 / min(seconds))
 
 
 def _macs() -> int:
