@@ -80,6 +80,8 @@ def fail():
 
 def test_threads_and_determinism_are_given_back_also_after_an_error():
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     with pytest.raises(KeyError, match=str(before[0] + 1)), inference.deterministic(before[0] + 1):
         fail()
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    assert torch.utils.deterministic.fill_uninitialized_memory == filled
