@@ -604,7 +604,7 @@ def _numbers(text: str | None, separator: str, option: str, count: int | None = 
         return ()
     parts = text.split(separator)
     if not all(part.strip().isdecimal() and int(part) for part in parts) or len(parts) != (count or len(parts)):
-        example = separator.join(("28", "28", "1"))
+        example = separator.join(("28", "28", "1") if count else ("8", "64"))
         wanted = f"{count or 'some'} whole numbers from 1 up"
         raise typer.BadParameter(f"{option} is {text!r}, but should be {wanted}, such as {example}")
     return tuple(int(part) for part in parts)

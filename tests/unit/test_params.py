@@ -174,6 +174,12 @@ def test_a_wrong_type_is_named_with_what_was_expected(change: dict[str, Any], sa
         ),
         ({"net__name": "resnet8max"}, "Did you mean 'resnet8_max'?"),
         (
+            {"analyze__structures": ["resnet20", "resnet8max"]},
+            "'analyze.structures.1' is 'resnet8max', but should be one",
+        ),
+        ({"analyze__batch_sizes": [8, 0]}, "'analyze.batch_sizes.1' is 0, but should be greater than or equal to 1"),
+        ({"analyze__seconds": -1.0}, "'analyze.seconds' is -1.0, but should be greater than or equal to 0"),
+        (
             {"net__norm": "bach"},
             "'net.norm' is 'bach', but should be 'batch', 'group' or 'none'. Did you mean 'batch'?",
         ),

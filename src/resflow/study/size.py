@@ -68,6 +68,7 @@ class Size(NamedTuple):
     """Of the `.safetensors` file of the trained network."""
 
 
+@cache
 def size(card: ModelCard) -> Size:
     """What the network of `card` costs. Raises `NetError` for a structure that is unknown or does not fit."""
     rows = layers(card)
