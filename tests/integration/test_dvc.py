@@ -235,10 +235,12 @@ def test_the_reports_of_dvc_work_after_a_run_and_in_a_clean_clone(released: Proj
 def test_the_plots_of_dvc_show_every_figure(copied: Project) -> None:
     copied.edit(robustness__corruptions=["fog", "shear"], robustness__epsilons=[0.1, 0.3])
     copied.run("resflow", "stage", "robustness")
+    copied.edit(analyze__seconds=0.01, analyze__batch_sizes=[2, 4])
+    copied.run("resflow", "stage", "analyze")
     copied.run("dvc", "plots", "show")
     page = (copied.root / "dvc_plots/index.html").read_text()
     shown = {spec["title"]["text"]: spec for spec in specs(page)}
-    assert len(shown) == 10
+    assert len(shown) == 14
 
     def values(title: str) -> list[dict[str, str]]:
         return shown[title]["data"]["values"]  # type: ignore[no-any-return]
@@ -263,6 +265,16 @@ def test_the_plots_of_dvc_show_every_figure(copied: Project) -> None:
         ("Accuracy by confidence on the test split", "plots/evaluate/calibration.csv", ("confidence", "accuracy")),
         ("Multiply-accumulates by layer", "plots/analyze/layers.csv", ("layer", "macs")),
         ("Kept for the backward pass by layer", "plots/analyze/layers.csv", ("layer", "kept_bytes")),
+        (
+            "Images per second in inference, by size of batch (not hashed)",
+            "timings/analyze/throughput.csv",
+            ("batch_size", "images_per_second"),
+        ),
+        (
+            "Where a training step's time goes (not hashed)",
+            "timings/analyze/parts.csv",
+            ("phase", "kind", "milliseconds"),
+        ),
         ("Training images per second (not hashed)", "timings/train.csv", ("epoch", "images_per_second")),
     ):
         assert [tuple(row[key] for key in keys) for row in values(title)] == column(path, *keys), title

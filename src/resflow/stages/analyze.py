@@ -38,20 +38,24 @@ def run(root: Path, params: Params) -> None:
         METRICS / "analyze.json": json_bytes({**size._asdict(), **({"compared": compared} if compared else {})}),
         PLOTS / "analyze/layers.csv": csv_bytes(*tables.layers(report.structures[name])),
         PLOTS / "analyze/structures.csv": csv_bytes(*tables.structures(report)),
-        **_measured(root, report, started),
+        **_measured(root, report, name, started),
     }
     write_together({root / path: methodcaller("write", content) for path, content in outputs.items()})
     print(f"{name}: {size.parameters:,} parameters, {size.macs / 1e6:,.2f} million multiply-accumulates", flush=True)
 
 
-def _measured(root: Path, report: Report, started: float) -> Mapping[Path, bytes]:
-    """What depends on time goes where nothing is hashed; nothing old stays there that this run has not measured."""
+def _measured(root: Path, report: Report, name: str, started: float) -> Mapping[Path, bytes]:
+    """What depends on time goes where nothing is hashed; nothing old stays there that this run has not measured.
+
+    The tables are of the structure `name` alone: plots would add up those of several.
+    """
     if not report.machine:
         (root / TIMINGS / "analyze.json").unlink(missing_ok=True)
         shutil.rmtree(root / TIMINGS / "analyze", ignore_errors=True)
         return {}
+    own = replace(report, structures={name: report.structures[name]})
     return {
         TIMINGS / "analyze.json": json_bytes({"seconds": time.perf_counter() - started, **report.json()}),
-        TIMINGS / "analyze/throughput.csv": csv_bytes(*tables.throughput(report)),
-        TIMINGS / "analyze/parts.csv": csv_bytes(*tables.parts(report)),
+        TIMINGS / "analyze/throughput.csv": csv_bytes(*tables.throughput(own)),
+        TIMINGS / "analyze/parts.csv": csv_bytes(*tables.parts(own)),
     }

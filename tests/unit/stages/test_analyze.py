@@ -54,8 +54,8 @@ def test_exact_figures_are_the_same_bytes_whether_anything_is_measured_or_not(ro
     timing = json.loads((root / "timings/analyze.json").read_text())
     assert list(timing["structures"]) == ["resnet8_max", "article_cnn"]
     assert timing["machine"]["peak_flops"] > 0
-    assert {row["structure"] for row in rows(root / "timings/analyze/parts.csv")} == set(timing["structures"])
-    assert [row["batch_size"] for row in rows(root / "timings/analyze/throughput.csv")] == ["2", "2"]
+    for name in ("parts", "throughput"):  # plots would add up those of several
+        assert {row["structure"] for row in rows(root / f"timings/analyze/{name}.csv")} == {"resnet8_max"}
 
     analyze.run(root, params())
     assert hashed(root) == first
