@@ -222,7 +222,7 @@ def show(reference: Reference, as_json: Json = False) -> None:
         rows += [(f"{kind} {path}", digest) for path, digest in entries.items()]
     for path, values in lineage.metrics.items():
         figures = {key: value for key, value in values.items() if isinstance(value, int | float) and "." not in key}
-        rows.append((path, "  ".join(f"{key} {value:g}" for key, value in figures.items())))
+        rows.append((path, "  ".join(f"{key} {value}" for key, value in figures.items())))
     terminal.table(rows)
 
 
