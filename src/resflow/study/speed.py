@@ -7,6 +7,7 @@ Both compute on random images: only their shape matters. What follows from the s
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import time
@@ -175,6 +176,7 @@ def _training_peak(card: ModelCard, train: Train, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         two_steps()
         return torch.cuda.max_memory_allocated(device) - before
+    gc.collect()  # else what was there before may be freed meanwhile, of which torch warns
     with _profiler(device, profile_memory=True) as profiler:
         two_steps()
     changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -51,7 +51,8 @@ def shown(report: Report, *, with_layers: bool = False) -> list[tuple[str, Table
         found += [(f"Layers of {name}", _layers(one)) for name, one in report.structures.items()]
     if report.machine:
         machine = report.machine
-        how = f"{machine.device}, {machine.threads} threads; training in batches of {machine.batch_size}"
+        threads = f"{machine.threads} thread{'s'[: machine.threads != 1]}"
+        how = f"{machine.device}, {threads}; training in batches of {machine.batch_size}"
         peak = f"a {machine.precision} product of matrices reaches {machine.peak_flops / 1e12:.3f} TFLOP/s"
         found += [
             (f"Measured on {how}; {peak}", _speeds(report)),
