@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from resflow.errors import SetupError
 from resflow.nets import Structure
 from resflow.nets.file import ModelCard
 from resflow.study import speed
-from resflow.study.size import size
+from resflow.study.size import Size, size
 
-LOADED = parameters.load(Path(__file__).parents[3] / "params.yaml")
+ROOT = Path(__file__).parents[3]
+LOADED = parameters.load(ROOT / "params.yaml")
 SMALL = ModelCard(
     structure=Structure(blocks=(1, 1), widths=(8, 16)), image_shape=(16, 16, 1), classes=("a", "b"), mean=(0,), std=(1,)
 )
@@ -78,3 +80,9 @@ def test_memory_that_runs_out_all_the_same_is_told_in_one_line() -> None:
         speed._enough_memory(SMALL, 1, torch.device("cpu"), "small", training=True),
     ):
         torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_the_page_of_the_analysis_explains_every_figure() -> None:
+    page = (ROOT / "docs/analyze.md").read_text()
+    figures = [*Size._fields, *(field.name for field in fields(speed.Speed)), "share_of_peak"]
+    assert [name for name in figures if f"`{name}`" not in page] == []
