@@ -101,7 +101,7 @@ def measure(card: ModelCard, train: Train, settings: Analyze, name: str) -> Spee
             count: count / statistics.median(_inference_seconds(card, count, settings.seconds, device, name))
             for count in settings.batch_sizes
         }
-        with _enough_memory(card, train.batch_size, device, name, training=True):
+        with _enough_memory(card, train.batch_size, device, name, train):
             most = _training_peak(card, train, device)
             step = _Step(card, train, device)
             rate = train.batch_size / statistics.median(_seconds(step, settings.seconds, device))
@@ -137,7 +137,7 @@ class _Step:
 def _inference_seconds(
     card: ModelCard, count: int, seconds: float, device: torch.device, name: str
 ) -> list[float]:  # fmt: skip
-    with _enough_memory(card, count, device, name, training=False), torch.inference_mode():
+    with _enough_memory(card, count, device, name), torch.inference_mode():
         net = card.network().to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         net, images = fused(net), _images(card, count, device)
         return _seconds(lambda: net(images), seconds, device, LEAST_LATENCY if count == 1 else LEAST)
@@ -220,14 +220,19 @@ def _profiler(device: torch.device, *, profile_memory: bool = False) -> torch.pr
 
 @contextmanager
 def _enough_memory(
-    card: ModelCard, count: int, device: torch.device, name: str, *, training: bool
+    card: ModelCard, count: int, device: torch.device, name: str, train: Train | None = None
 ) -> Iterator[None]:  # fmt: skip
-    """Raise `SetupError` where a batch needs more memory than there is: before, since Linux would end the process."""
-    what = "training" if training else "inference"
-    setting = "train.batch_size" if training else "analyze.batch_sizes (--batch-sizes)"
+    """Raise `SetupError` where a batch needs more memory than there is: before, since Linux would end the process.
+
+    It is one of training with `train`, of inference without.
+    """
+    what = "training" if train else "inference"
+    setting = "train.batch_size" if train else "analyze.batch_sizes (--batch-sizes)"
     exact = size(card)
-    # weights and their gradients; what the optimiser and kernels take comes on top
-    needed = count * (exact.kept_bytes if training else exact.inference_bytes) + 4 * exact.parameters * (1 + training)
+    needed = count * exact.inference_bytes + 4 * exact.parameters
+    if train:  # with gradients; what the optimiser and kernels take comes on top. bfloat16 keeps half as much at best
+        kept = exact.kept_bytes // (2 if train.precision == "bfloat16" else 1)
+        needed = count * kept + 2 * 4 * exact.parameters
     free = _free_bytes(device)
     if free is not None and needed > free:
         problem = f"{what} on batches of {count} takes more than {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} are free"
@@ -244,7 +249,8 @@ def _enough_memory(
 def _free_bytes(device: torch.device) -> int | None:
     """That this process could still take; None where nobody says."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept_for_later = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept_for_later
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

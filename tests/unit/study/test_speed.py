@@ -77,7 +77,7 @@ def test_a_batch_that_no_memory_holds_is_told_before_it_is_tried(
 def test_memory_that_runs_out_all_the_same_is_told_in_one_line() -> None:
     with (
         pytest.raises(SetupError, match=r"^small: training on batches of 1 does not fit in memory\. Lower train"),
-        speed._enough_memory(SMALL, 1, torch.device("cpu"), "small", training=True),
+        speed._enough_memory(SMALL, 1, torch.device("cpu"), "small", train()),
     ):
         torch.empty(2**60, dtype=torch.uint8)
 
