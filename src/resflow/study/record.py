@@ -1,0 +1,96 @@
+"""Results of trials, kept in one file of JSON lines, from which reports are made and stopped studies go on.
+
+    records = Records(path)
+    records.add(Record(...))     # the file is replaced as a whole, so that a kill leaves the old or the new one
+
+A trial is done when its key is there: the hash of code, parameters and data. A report takes the newest result of the
+same parameters on the data that was studied last, whatever code made it, and says which. Running trials is `study.run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from resflow.errors import DataError
+from resflow.files import write
+
+__all__ = ["Record", "Records", "digest"]
+
+
+def digest(value: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a value in canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one trial gave."""
+
+    key: str
+    """Hash of all that the result depends on."""
+    code: str
+    """Hash of the modules that made it."""
+    data: str
+    """Hash of the prepared arrays."""
+    asked: dict[str, Any]
+    """`Trial.asked`."""
+    result: dict[str, Any]
+    seconds: float
+    machine: str
+    """Processor, cores and versions."""
+    load: float
+    """Of the machine in the minute before its end: above the number of cores, times are too long."""
+
+
+class Records:
+    """All records of one file, in the order in which they were made."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `path`, if it is there. Raises `DataError`."""
+        self._path = path
+        self._all = list(_read(path))
+        self._newest = {(record.data, digest(record.asked)): record for record in self._all}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._all)
+
+    def done(self, key: str) -> bool:
+        """Whether there is a result with this key."""
+        return any(record.key == key for record in self._all)
+
+    def newest(self, asked: dict[str, Any]) -> Record | None:
+        """The last result of a trial on the data that was studied last, whatever code made it."""
+        return self._newest.get((self._all[-1].data, digest(asked))) if self._all else None
+
+    def add(self, record: Record) -> None:
+        """Keep a result. Raises `SetupError`."""
+        self._all.append(record)
+        self._newest[record.data, digest(record.asked)] = record
+        write(self._path, _lines(self._all))
+
+
+def _lines(records: Sequence[Record]) -> bytes:
+    return "".join(json.dumps(asdict(record), sort_keys=True) + "\n" for record in records).encode()
+
+
+def _read(path: Path) -> Iterator[Record]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"cannot be read ({error})", "Restore it with git, or move it away") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            yield Record(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            mend = "Delete that line, whose trial then runs again, or restore the file with git"
+            raise DataError(f"{path}:{number}", f"is no record of a trial ({error})", mend) from error
