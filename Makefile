@@ -13,7 +13,7 @@ TORCH_FAMILY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-c
   nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 TORCH := torch==2.13.0
 
-.PHONY: help install run test unit lint bench peers drills lock clean
+.PHONY: help install run test unit lint bench peers study drills lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -62,6 +62,10 @@ peers: $(INSTALLED) ## Install what resflow is measured against, leaving all tha
 	grep -oE '^[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^ ;]+' requirements.lock | sed -E 's/\[[^]]*\]//' > .venv/locked.txt
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["bench"], sep="\n")' > .venv/peers.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c .venv/locked.txt -r .venv/peers.txt
+
+study: $(INSTALLED) ## Compare structures into docs/study/ (half an hour; QUICK=1 minutes, into docs/study/quick/)
+	$(BIN)/dvc repro --quiet prepare
+	@$(BIN)/resflow study $(if $(QUICK),--params experiments/study-quick.yaml --to docs/study/quick)
 
 drills: $(INSTALLED) ## Kill training at random moments, N=20 times each way, into docs/reliability.md
 	$(BIN)/python -m tests.drills --times $(or $(N),20)

@@ -480,6 +480,47 @@ def analyze(
         typer.echo("")
 
 
+@app.command(
+    name="study",
+    epilog=_examples(
+        "resflow study",
+        "resflow study --params experiments/study-quick.yaml --to docs/study/quick",
+        "resflow study --only depth --only front",
+        "resflow study --report",
+    ),
+)
+def run_study(
+    settings: Settings = None,
+    params_file: ParamsFile = None,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where results and report lie.")] = Path("docs/study"),
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="One question alone; repeatable.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the report from what is recorded; run nothing.")
+    ] = False,
+) -> None:
+    """Compare structures: depth, gradients, accuracy for its price, one factor at a time, speed; and write a report.
+
+    Says beforehand what it takes. Stopped, it goes on when run again: results are recorded one by one. It needs the
+    prepared data, which `dvc repro prepare` makes.
+    """
+    from resflow import params
+    from resflow.study import campaign
+    from resflow.study.experiments import chosen
+
+    root, overrides = _root(), _overrides(settings or [], params_file)
+    tree = params.override(params.read(root / "params.yaml"), overrides, "--set or --params")
+    experiments = chosen(params.parse(tree, "params.yaml"), only or [])
+    shown = ["resflow", "study", *(["--params", str(params_file)] if params_file else [])]
+    shown += [part for setting in settings or [] for part in ("-S", setting)]
+    shown += ["--to", str(to)] if to != Path("docs/study") else []
+    try:
+        page = campaign.study(root, root / to, experiments, shown, report_only=report, say=_say)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on, and with --report shows what there is", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"The report is {page}")
+
+
 @app.command(epilog=_examples("resflow doctor"))
 def doctor() -> None:
     """Check what the pipeline needs on this machine, and say how to mend what is wrong.
@@ -646,6 +687,11 @@ def _params(root: Path) -> Any:
     from resflow import params
 
     return params.load(root / "params.yaml")
+
+
+def _say(line: str) -> None:
+    """A line of progress, shown at once."""
+    print(line, flush=True)
 
 
 def _print_json(value: Any) -> None:

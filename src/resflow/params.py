@@ -48,6 +48,7 @@ __all__ = [
     "Robustness",
     "Search",
     "Store",
+    "Study",
     "Train",
     "check",
     "load",
@@ -521,6 +522,46 @@ class Store(Section):
     """Bucket that releases are published to."""
 
 
+class Study(Section):
+    """How large the study of `resflow study` is; docs/study.md tells what it asks."""
+
+    images: Count
+    """Training images of each run, the first of the training split."""
+    epochs: Count
+    """Passes over them."""
+    seeds: Count
+    """Runs of each kind, with the seeds from 0 up; fewer than two show no spread."""
+    factor_seeds: Count
+    """The same, where one setting at a time is changed: small effects need more runs."""
+    batch_size: Count
+    """Images per optimiser step."""
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate, of which the study also tries a quarter and four times as much."""
+    stem: Literal["conv3x3", "patch4x4", "patch5x5"] | None
+    """Stem of the networks that are compared by depth; null for their papers' own, which costs four times as much as
+    one that halves images."""
+    depths: Annotated[tuple[StrictCount, ...], Field(min_length=2, strict=False)]
+    """Layers of those networks: 6n + 2."""
+    widths: Counts
+    """Channels in the first of three stages of the residual networks that are compared with the article's."""
+    factor_width: Count
+    """Channels in the first stage of the network of which one setting at a time is changed."""
+    batches: Counts
+    """Batch sizes whose training images per second are measured."""
+    workers: Counts
+    """Numbers of workers whose training images per second are measured, through Ray Train."""
+    speed_steps: Count
+    """Optimiser steps whose median time is taken for each of those."""
+
+    @field_validator("depths")
+    @classmethod
+    def _of_three_stages(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
+        odd = [depth for depth in depths if depth < 8 or (depth - 2) % 6]
+        if odd:
+            raise ValueError(f"has {odd[0]} layers, but should have 8, 14, 20 or any other 6n + 2")
+        return depths
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -538,6 +579,7 @@ class Params(Section):
     registry: Registry
     search: Search
     store: Store
+    study: Study
 
 
 def load(path: Path) -> Params:

@@ -44,6 +44,8 @@ registry.auto_promote
 search.space search.trials search.epochs search.grace_epochs search.reduction search.final_seeds search.cpus
 search.max_parameters search.max_macs search.max_latency_ms search.max_seconds
 store.bucket
+study.images study.epochs study.seeds study.factor_seeds study.batch_size study.lr study.stem study.depths study.widths
+study.factor_width study.batches study.workers study.speed_steps
 """
 ALL = LISTED.split()
 

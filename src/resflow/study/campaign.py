@@ -1,0 +1,254 @@
+"""Run all trials of the study that have no result yet, in an order that makes stopping cheap.
+
+    study(root, root / "docs/study", chosen(params, []), ["resflow", "study"], report_only=False, say=print)
+
+Seeds come round one after the other, so that a study which is stopped has answered every question, if with fewer runs.
+What it will take is said beforehand, from the speed of each structure. The results are `record`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import resflow
+from resflow.data import arrays
+from resflow.errors import DataError, TrainingError
+from resflow.files import explained, sha256
+from resflow.study.experiments import Experiment, Trial
+from resflow.study.record import Record, Records, digest
+from resflow.study.measurement import Ground, check, perform, step_seconds
+
+__all__ = ["Campaign", "alone", "data_digest", "ground", "machine", "study"]
+
+RESULTS = "results.jsonl"
+PREPARED, SHEET = Path("data/prepared"), Path("data/datasheet.json")
+"""What the stage `prepare` made, within the project."""
+
+CODE = (
+    "nets/*.py",
+    "data/arrays.py",
+    "data/augment.py",
+    "data/batches.py",
+    "evaluation/inference.py",
+    "training/gradients.py",
+    "training/loop.py",
+    "training/optimizer.py",
+    "study/measurement.py",
+)
+"""What the results depend on; what is asked is in the key as it is, and how they are shown changes none."""
+CALIBRATION_STEPS = 6
+"""The first two or three are slow: memory is taken, and kernels are chosen."""
+FORWARD_SHARE = 0.3
+"""What measuring an image takes of training it: one pass of about three, and all images are read."""
+RAY_SECONDS = 30.0
+"""What starting workers takes; docs/benchmarks.md."""
+
+
+def study(
+    root: Path,
+    folder: Path,
+    experiments: Sequence[Experiment],
+    command: Sequence[str],
+    *,
+    report_only: bool,
+    say: Callable[[str], None],
+) -> Path:
+    """Run what has no result yet, unless only a report is wanted, and write the page; returns where it lies.
+
+    `command` is what the page names as its own. Raises `ResflowError`.
+    """
+    from resflow.study.report import write_report
+
+    if report_only:
+        return write_report(folder, experiments, Records(folder / RESULTS), command)
+    with alone(folder):
+        records = Records(folder / RESULTS)
+        given, data = ground(root / PREPARED, root / SHEET), data_digest(root / PREPARED)
+        Campaign(experiments, records, given, data).run(say)
+        return write_report(folder, experiments, records, command)
+
+
+class Campaign:
+    """The trials of some experiments, on some data, with their results."""
+
+    def __init__(self, experiments: Iterable[Experiment], records: Records, given: Ground, data: str) -> None:
+        """Raises `NetError` or `DataError` for a trial that cannot run."""
+        self._records, self._ground, self._data, self._code = records, given, data, _code()
+        trials = {digest(trial.asked): trial for experiment in experiments for trial in _all(experiment)}
+        self._trials = sorted(trials.values(), key=lambda trial: trial.seed)
+        for trial in self._trials:
+            check(trial, given)
+
+    @property
+    def pending(self) -> list[Trial]:
+        """Those without a result of this code and data, in the order in which they run."""
+        return [trial for trial in self._trials if not self._records.done(self._key(trial))]
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Run what is pending; each result is recorded at once. Raises `ResflowError`."""
+        pending = self.pending
+        say(f"{len(self._trials)} trials, {len(self._trials) - len(pending)} of which are recorded")
+        if not pending:
+            return
+        foreseen = self._foreseen(pending, say)
+        left, factor = sum(foreseen), 1.0
+        say(f"{len(pending)} to run: about {_minutes(left)} on this machine")
+        spent = expected = 0.0
+        for number, (trial, seconds) in enumerate(zip(pending, foreseen, strict=True), 1):
+            took, told = self._one(trial)
+            spent, expected, left = spent + took, expected + seconds, left - seconds
+            factor = spent / expected if expected else 1.0
+            say(f"[{number}/{len(pending)}] {told} ({took:.1f} s; {_minutes(left * factor)} left)")
+
+    def _one(self, trial: Trial) -> tuple[float, str]:
+        started = time.perf_counter()
+        result = perform(trial, self._ground)
+        seconds = time.perf_counter() - started
+        record = Record(
+            key=self._key(trial),
+            code=self._code,
+            data=self._data,
+            asked=trial.asked,
+            result=result,
+            seconds=round(seconds, 2),
+            machine=machine(),
+            load=round(os.getloadavg()[0], 1),
+        )
+        self._records.add(record)
+        if "images_per_second" in result:
+            told = f"{result['images_per_second']:,.0f} images/s"
+        elif "diverged" in result:
+            told = "diverged"
+        else:
+            told = f"error {result['train_error']:.2%} in training, {result['validation_error']:.2%} in validation"
+        return seconds, f"{_named(trial)}: {told}"
+
+    def _key(self, trial: Trial) -> str:
+        # a speed is one of this machine
+        place = machine() if trial.kind != "train" else ""
+        return digest([self._code, self._data, trial.asked, place])
+
+    def _foreseen(self, pending: list[Trial], say: Callable[[str], None]) -> list[float]:
+        """Seconds that each will take, from runs of the same structure here, or else from a few of its steps."""
+        images = self._known()
+        new = {_kind(trial.asked): trial for trial in pending if _kind(trial.asked) not in images}
+        if new:
+            say(f"calibrating: {CALIBRATION_STEPS} steps of each of {len(new)} structures")
+        for kind, trial in new.items():
+            one = replace(trial, train={**trial.train, "num_workers": 1})
+            images[kind] = step_seconds(one, self._ground, CALIBRATION_STEPS) / trial.train["batch_size"]
+        workers = [RAY_SECONDS if trial.train["num_workers"] != 1 else 0.0 for trial in pending]
+        counts = [self._images(trial.asked) for trial in pending]
+        kinds = [_kind(trial.asked) for trial in pending]
+        return [more + images[kind] * count for kind, count, more in zip(kinds, counts, workers, strict=True)]
+
+    def _known(self) -> dict[str, float]:
+        """Seconds an image of the trainings that this machine has done, by kind; the newest counts."""
+        here = machine()
+        return {
+            _kind(record.asked): record.seconds / self._images(record.asked)
+            for record in self._records
+            if record.machine == here and record.asked["kind"] == "train"
+        }
+
+    def _images(self, asked: dict[str, Any]) -> float:
+        """What a trial takes, in images trained on."""
+        count = asked["images"] * asked["train"]["epochs"]
+        if asked["kind"] == "train":
+            measured = sum(len(split.labels) for split in (self._ground.validation, self._ground.test))
+            count += FORWARD_SHARE * (measured + asked["images"])
+        return float(count)
+
+
+def ground(prepared: Path, sheet: Path) -> Ground:
+    """The prepared arrays in memory. Raises `DataError`."""
+    try:
+        described = json.loads(sheet.read_text())
+        classes, mean, std = (tuple(described[key]) for key in ("classes", "mean", "std"))
+    except OSError as error:
+        raise DataError(str(sheet), "is missing", "Run `dvc repro prepare`, which makes it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(str(sheet), f"is damaged ({error})", "Run `dvc repro --force prepare`") from error
+    splits = {name: arrays.load(prepared, split) for name, split in _SPLITS.items()}
+    return Ground(**splits, classes=classes, mean=mean, std=std)
+
+
+_SPLITS = {"training": "train", "validation": "validation", "test": "test"}
+
+
+def data_digest(prepared: Path) -> str:
+    """One name for the prepared arrays, by their content."""
+    paths = [path(prepared, split) for split in arrays.SPLITS for path in (arrays.images_path, arrays.labels_path)]
+    return digest([sha256(path) for path in paths])
+
+
+def machine() -> str:
+    """Processor, cores and versions, in one line."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # no Linux
+        found = None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{name}, {cores} cores; Python {platform.python_version()}, torch {version('torch')}"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others from running a study into `folder` meanwhile. Raises `TrainingError`, `SetupError`."""
+    from filelock import FileLock, Timeout
+
+    path = folder / ".lock"
+    with explained(path):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise TrainingError(str(folder), "another study runs into it", "Wait for it or end it") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _all(experiment: Experiment) -> Iterator[Trial]:
+    return (trial for point in experiment.points for trial in point.trials)
+
+
+def _kind(asked: dict[str, Any]) -> str:
+    """What decides how long an image takes."""
+    return digest([asked["structure"], asked["net"], asked["train"]["batch_size"], asked["train"]["threads"]])
+
+
+def _named(trial: Trial) -> str:
+    shown = [f"{key} {value}" for key, value in trial.net.items()]
+    shown += [f"batch {trial.train['batch_size']}"] if trial.kind != "train" else []
+    shown += [f"{trial.train['num_workers']} workers"] if trial.kind == "workers" else []
+    shown += [f"{trial.train['optimizer']} {trial.train['lr']:g} {trial.train['schedule']}"]
+    return f"{trial.structure} ({', '.join(shown)}), seed {trial.seed}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _code() -> str:
+    root = Path(resflow.__file__).parent
+    files = sorted(path for pattern in CODE for path in root.glob(pattern))
+    digested = hashlib.sha256()
+    for path in files:
+        digested.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())
+    return digested.hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""A whole study of next to nothing: every kind of trial runs, stops and goes on, and nothing runs twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resflow.data.arrays import Split
+from resflow.errors import DataError, NetError, TrainingError
+from resflow.study.campaign import Campaign, alone
+from resflow.study.experiments import OFF, Experiment, plan
+from resflow.study.record import Record, Records
+from resflow.study.measurement import Ground, perform
+from tests.unit.study.conftest import STUDY
+from tests.unit.training.small import CARD, TRAINING, VALIDATION, settings, split
+
+GROUND = Ground(
+    training=TRAINING, validation=VALIDATION, test=split(20, 2), classes=CARD.classes, mean=CARD.mean, std=CARD.std
+)
+
+
+def some(experiments: tuple[Experiment, ...]) -> tuple[Experiment, ...]:
+    """Of each question three points; workers, which Ray starts, are seen in the integration test."""
+    return tuple(Experiment(**{**vars(each), "points": each.points[::4][:3]}) for each in experiments)
+
+
+def test_a_stopped_study_goes_on_and_runs_nothing_twice(experiments: tuple[Experiment, ...], tmp_path: Path) -> None:
+    path, said = tmp_path / "results.jsonl", []
+    few = some(experiments)
+
+    def stop(line: str) -> None:
+        said.append(line)
+        if line.startswith("[3/"):
+            raise KeyboardInterrupt
+
+    whole = Campaign(few, Records(path), GROUND, "data")
+    total = len(whole.pending)
+    with pytest.raises(KeyboardInterrupt):
+        whole.run(stop)
+    assert any("to run: about" in line for line in said)
+    assert len(Records(path)) == 3
+
+    again = Campaign(few, Records(path), GROUND, "data")
+    assert len(again.pending) == total - 3
+    told: list[str] = []
+    again.run(told.append)
+    assert f"{total - 3} to run: about" in "".join(told)
+    records = Records(path)
+    assert len({record.key for record in records}) == len(records) == total
+    assert Campaign(few, records, GROUND, "data").pending == []
+    assert len(Campaign(few, records, GROUND, "other data").pending) == total
+    assert {"plain8", "resnet8", "preact_resnet8", "article_cnn"} <= {record.asked["structure"] for record in records}
+
+
+def test_a_trial_gives_the_same_figures_again(experiments: tuple[Experiment, ...]) -> None:
+    trial = experiments[0].points[0].trials[1]
+    first = perform(trial, GROUND)
+    assert perform(trial, GROUND) == first
+    assert perform(experiments[0].points[0].trials[0], GROUND) != first
+    assert len(first["gradients"]["start"]) == 7  # the stem and six convolutions of three blocks
+    assert first["gradients"]["start"] != first["gradients"]["epoch"]
+
+
+def test_the_errors_are_those_of_the_last_weights_on_each_split(experiments: tuple[Experiment, ...]) -> None:
+    trial = experiments[0].points[0].trials[0]
+    labels = np.zeros_like(GROUND.test.labels)
+    right = perform(trial, GROUND)
+    other = perform(trial, Ground(**{**vars(GROUND), "test": Split(GROUND.test.images, 1 - (labels == 0))}))
+    assert {key: right[key] == other[key] for key in ("train_error", "validation_error")} == {
+        "train_error": True,
+        "validation_error": True,
+    }
+    assert right["test_error"] * 20 == pytest.approx(round(right["test_error"] * 20))
+
+
+def test_a_training_that_diverges_is_a_result() -> None:
+    trial = plan(STUDY, settings())[0].points[0].trials[0]
+    wild = type(trial)(**{**vars(trial), "train": {**trial.train, "lr": 1e30}})
+    result = perform(wild, GROUND)
+    assert "after step" in result["diverged"]
+    assert "test_error" not in result
+
+
+def test_a_structure_that_does_not_fit_the_images_is_told_before_anything_runs(tmp_path: Path) -> None:
+    tiny = Split(TRAINING.images[:, :4, :4], TRAINING.labels)
+    with pytest.raises(NetError, match="4x4"):
+        Campaign(plan(STUDY, settings()), Records(tmp_path / "r"), Ground(**{**vars(GROUND), "training": tiny}), "d")
+
+
+def test_fewer_images_than_a_batch_are_told_before_anything_runs(tmp_path: Path) -> None:
+    few = STUDY.model_copy(update={"images": 10})
+    with pytest.raises(DataError, match=r"study\.images.*10 training images for batches of 16"):
+        Campaign(plan(few, settings()), Records(tmp_path / "r"), GROUND, "data")
+
+
+def test_two_studies_cannot_run_into_one_folder(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(TrainingError, match="another study"), alone(tmp_path):
+        pass
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps({"key": "a"}) + "\n")
+    with pytest.raises(DataError, match=r"results.jsonl:1"):
+        Records(path)
+
+
+def test_a_report_takes_the_newest_result_and_only_of_the_data_that_was_studied_last(tmp_path: Path) -> None:
+    records = Records(tmp_path / "results.jsonl")
+    common = {"asked": {"seed": 0}, "seconds": 1.0, "machine": "one", "load": 0.0}
+    records.add(Record(key="a", code="old", data="digits", result={"test_error": 0.3}, **common))
+    records.add(Record(key="b", code="new", data="digits", result={"test_error": 0.2}, **common))
+    for found in (records, Records(tmp_path / "results.jsonl")):
+        newest = found.newest({"seed": 0})
+        assert newest
+        assert newest.code == "new"
+    records.add(Record(key="c", code="new", data="letters", result={}, **{**common, "asked": {"seed": 1}}))
+    assert records.newest({"seed": 0}) is None
+
+
+def test_what_training_can_do_is_either_set_by_each_trial_or_off(experiments: tuple[Experiment, ...]) -> None:
+    """A new field of `params.Train` goes to one of the two."""
+    for trial in (trial for each in experiments for point in each.points for trial in point.trials):
+        assert {*trial.train} | {*OFF} == {*settings().model_fields_set}
+        assert {*trial.train} & {*OFF} == set()
