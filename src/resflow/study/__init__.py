@@ -4,10 +4,10 @@ Cost: `size` is what follows from the shape, `speed` what this machine makes of 
 that both tell apart, `peak` is what the machine could do, `analysis` puts structures side by side, `tables` and
 `picture` show them, `folder` saves them. Which files of the pipeline they go to is `resflow.stages.analyze`.
 
-Of the search, `space` is what varies, `budget` what is excluded, `trial` one training, `plan` which trainings there are;
-`search` runs them on Ray; `front` and `results` say what was found, `apply` writes it into params.yaml.
+Of the search, `space` is what varies, `budget` what is excluded, `trial` one training, `plan` which trainings there
+are; `search` runs them on Ray; `front` and `results` say what was found, `apply` writes it into params.yaml.
 
-Of the study, `experiments` is what is asked, `measurement` one run, `record` what is kept of it; `campaign` runs what is
-missing; `statistics` tells differences from noise, `cells` compares, `answers` says it in words, `figures` draws it,
-`report` makes the page.
+Of the study, `experiments` is what is asked, `measurement` one run, `record` what is kept of it; `campaign` runs what
+is missing; `statistics` tells differences from noise, `cells` compares, `answers` says it in words, `figures` draws
+it, `report` makes the page.
 """

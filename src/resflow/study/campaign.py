@@ -26,8 +26,8 @@ from resflow.data import arrays
 from resflow.errors import DataError, TrainingError
 from resflow.files import explained, sha256
 from resflow.study.experiments import Experiment, Trial
-from resflow.study.record import Record, Records, digest
 from resflow.study.measurement import Ground, check, perform, step_seconds
+from resflow.study.record import Record, Records, digest
 
 __all__ = ["Campaign", "alone", "data_digest", "ground", "machine", "study"]
 

@@ -4,7 +4,7 @@
     records.add(Record(...))     # the file is replaced as a whole, so that a kill leaves the old or the new one
 
 A trial is done when its key is there: the hash of code, parameters and data. A report takes the newest result of the
-same parameters on the data that was studied last, whatever code made it, and says which. Running trials is `study.run`.
+same parameters on the data that was studied last, whatever code made it, and says which. Running trials is `campaign`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from resflow.data.arrays import Split
 from resflow.errors import DataError, NetError, TrainingError
 from resflow.study.campaign import Campaign, alone
 from resflow.study.experiments import OFF, Experiment, plan
-from resflow.study.record import Record, Records
 from resflow.study.measurement import Ground, perform
+from resflow.study.record import Record, Records
 from tests.unit.study.conftest import STUDY
 from tests.unit.training.small import CARD, TRAINING, VALIDATION, settings, split
 
