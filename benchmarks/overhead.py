@@ -2,9 +2,10 @@
 
     python -m benchmarks.overhead
 
-Runs the committed code on real MNIST in a fresh clone with an empty HOME. Taken off are the work of `analyze`, the
-epochs of `train` and the inference of `evaluate` alone, so that the rest, which holds the fetching and preparing of
-data too, is an upper bound for Prefect, Ray, DVC, git, the store, publishing, and interpreters' starts.
+Runs the committed code on real MNIST in a fresh clone with an empty HOME. Taken off are the work of `analyze` and
+`robustness`, the epochs of `train` and the inference of `evaluate` alone, so that the rest, which holds the fetching
+and preparing of data too, is an upper bound for Prefect, Ray, DVC, git, the store, publishing, and interpreters'
+starts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> None:
         env = _environment(clone, home)
         try:
             first = _timed(clone, env, "run")
-            own = {name: _own(clone, name) for name in ("analyze", "train", "evaluate")}
+            own = {name: _own(clone, name) for name in ("analyze", "train", "evaluate", "robustness")}
             second = _timed(clone, env, "run")
             helps = sorted(_timed(clone, env, "--help") for _ in range(HELP_TRIES))
         finally:

@@ -53,23 +53,24 @@ class Table(NamedTuple):
 def run(root: Path, params: Params) -> None:
     """Measure models/model.safetensors on test images of data/prepared. Raises `DataError`."""
     settings = params.robustness
-    start = time.perf_counter()
-    table, picture = Table(None, {}, {}), _picture(np.empty(0, np.uint8), [], params.seed)
+    table, picture, seconds = Table(None, {}, {}), _picture(np.empty(0, np.uint8), [], params.seed), 0.0
     if settings.corruptions or settings.epsilons:  # else torch would take seconds to load, for nothing
-        table, picture = _measure(root, params)
+        table, picture, seconds = _measure(root, params)
     outputs = {root / METRICS / "robustness.json": json_bytes(_report(table, settings))}
     outputs |= {root / PLOTS / "robustness" / name: content for name, content in _plots(table)}
     outputs[root / PLOTS / "robustness" / "corruptions.png"] = picture
     write_together({path: methodcaller("write", content) for path, content in outputs.items()})
-    write(root / TIMINGS / "robustness.json", json_bytes({"seconds": time.perf_counter() - start}))
+    write(root / TIMINGS / "robustness.json", json_bytes({"seconds": seconds}))
     print(_said(table), flush=True)
 
 
-def _measure(root: Path, params: Params) -> tuple[Table, bytes]:
+def _measure(root: Path, params: Params) -> tuple[Table, bytes, float]:
+    """The table, the picture, and the seconds that both took."""
     from resflow.evaluation import inference
     from resflow.evaluation.robustness import Subject
     from resflow.nets import file
 
+    start = time.perf_counter()
     settings, path = params.robustness, root / MODEL
     net, card = file.load(path)
     test = arrays.load(root / PREPARED, "test")
@@ -79,7 +80,8 @@ def _measure(root: Path, params: Params) -> tuple[Table, bytes]:
         device = inference.device(params.train.device)
         subject = Subject(net, card, images, labels, downsample=settings.downsample, device=device)
         table = _table(subject, settings, params.seed)
-    return table, _picture(images[:SHOWN], settings.corruptions, params.seed)
+    picture = _picture(images[:SHOWN], settings.corruptions, params.seed)
+    return table, picture, time.perf_counter() - start
 
 
 def _drawn(test: Split, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
