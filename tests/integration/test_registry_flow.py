@@ -142,7 +142,7 @@ def _check_that_a_second_run_does_nothing(project: Project) -> None:
 
     said = project.run("resflow", "run").out
 
-    assert said.count("up to date, nothing ran") == 5
+    assert said.count("up to date, nothing ran") == 6
     assert "epoch " not in said
     assert "registered before, nothing new" in said
     assert "there before, nothing uploaded" in said
