@@ -7,7 +7,6 @@ before it is trained.
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +15,9 @@ from resflow.errors import NetError, ParamsError
 from resflow.evaluation import inference
 from resflow.nets.cost import cost
 from resflow.nets.file import ModelCard
-from resflow.nets.fusion import fused
 from resflow.params import Params, Search
 from resflow.study import space
+from resflow.study.speed import inference_seconds
 
 __all__ = ["Price", "check", "excess", "latency_ms", "price"]
 
@@ -26,8 +25,8 @@ LOOKED_AT = 200
 """Points among which one must fit the budgets, if there are more than so many."""
 FASTEST_OF = 3
 """Networks of the fewest MACs, of which the fastest stands for all."""
-CALLS, WARM = 60, 5
-"""Images that a latency is the median of, and those before them, in which memory is taken and kernels are chosen."""
+SECONDS = 0.05
+"""For each latency, which is the median of 20 images at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +88,6 @@ def check(params: Params, card: ModelCard, where: str) -> None:
 
 def latency_ms(card: ModelCard) -> float:
     """Median time from one image to its logits, in milliseconds, on one CPU thread."""
-    with inference.deterministic(1), torch.inference_mode():
-        net = fused(card.network().eval().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-        height, width, channels = card.image_shape
-        image = torch.zeros(1, channels, height, width).to(memory_format=torch.channels_last)
-        times = []
-        for _ in range(WARM + CALLS):
-            started = time.perf_counter()
-            net(image)
-            times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times[WARM:])
+    with inference.deterministic(1):
+        times = inference_seconds(card, 1, SECONDS, torch.device("cpu"), "a structure of search.space")
+    return 1000 * statistics.median(times)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from resflow.nets.file import ModelCard
     from resflow.params import Analyze, Train
 
-__all__ = ["Part", "Speed", "machine_peak", "measure"]
+__all__ = ["Part", "Speed", "inference_seconds", "machine_peak", "measure"]
 
 LEAST, LEAST_LATENCY = 3, 20
 """Calls that are timed, also where they take longer than `analyze.seconds`; more for a percentile."""
@@ -96,9 +96,9 @@ def measure(card: ModelCard, train: Train, settings: Analyze, name: str) -> Spee
     """
     device, macs = torch.device(inference.device(train.device)), size(card).macs
     with inference.deterministic(train.threads):
-        latencies = _inference_seconds(card, 1, settings.seconds, device, name)
+        latencies = inference_seconds(card, 1, settings.seconds, device, name)
         rates = {
-            count: count / statistics.median(_inference_seconds(card, count, settings.seconds, device, name))
+            count: count / statistics.median(inference_seconds(card, count, settings.seconds, device, name))
             for count in settings.batch_sizes
         }
         with _enough_memory(card, train.batch_size, device, name, train):
@@ -134,9 +134,14 @@ class _Step:
         self._optimizer.step()
 
 
-def _inference_seconds(
+def inference_seconds(
     card: ModelCard, count: int, seconds: float, device: torch.device, name: str
 ) -> list[float]:  # fmt: skip
+    """Times of forward passes of so many images, norms folded into convolutions, until `seconds` have passed.
+
+    Errors call the network `name`. Raises `NetError` for a structure that does not fit, `SetupError` where memory does
+    not suffice.
+    """
     with _enough_memory(card, count, device, name), torch.inference_mode():
         net = card.network().to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         net, images = fused(net), _images(card, count, device)
