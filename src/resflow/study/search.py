@@ -302,8 +302,7 @@ def run_finals(plan: Plan, chosen: list[Record], say: Callable[[str], None]) -> 
             outcome = ray.get(ready)
             if isinstance(outcome, ResflowError):
                 raise outcome
-            _keep_final(plan, record, job, outcome)
-            say(_line(replace(record, accuracies=outcome.accuracies, status=outcome.status, seed=job.seed)))
+            say(_line(_keep_final(plan, record, job, outcome)))
     except RayError as error:
         raise cause("Ray", error) from error
     finally:
@@ -318,11 +317,11 @@ def _final(job: Job) -> Outcome | ResflowError:
         return error
 
 
-def _keep_final(plan: Plan, record: Record, job: Job, outcome: Outcome) -> None:
+def _keep_final(plan: Plan, record: Record, job: Job, outcome: Outcome) -> Record:
     """The model first: the record says that it is there."""
     if outcome.status == "done":
         model_file.save(plan.finals / f"{job.name}.safetensors", outcome.weights, job.card)
-    replace(
+    ended = replace(
         record,
         name=job.name,
         seed=job.seed,
@@ -330,8 +329,10 @@ def _keep_final(plan: Plan, record: Record, job: Job, outcome: Outcome) -> None:
         status=outcome.status,
         accuracies=outcome.accuracies,
         seconds=outcome.seconds,
-    ).keep(plan.finals)
+    )
+    ended.keep(plan.finals)
     clear(plan.base, job.name)
+    return ended
 
 
 def _line(record: Record) -> str:
