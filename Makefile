@@ -34,7 +34,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 run: $(INSTALLED) ## Run the whole pipeline: from raw MNIST to a registered, published network
 	@$(BIN)/resflow run
 
-test: $(INSTALLED) ## Run all tests, two files at a time
+test: $(INSTALLED) ## Run all tests, on two workers
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 unit: $(INSTALLED) ## Run the fast tests only

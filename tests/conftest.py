@@ -163,9 +163,26 @@ def make_project(root: Path, home: Path, environment: Mapping[str, str] | None =
     return project
 
 
+RELEASED = ("bad_input", "commands", "dvc", "prefect", "registry_flow", "search")
+"""Of integration, the files whose tests begin with `released`: one of the workers takes them all, and makes it once."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long files first: what is left at the end is short, so that two workers end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("integration") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a file at a time, as `--dist loadfile` has it, but for those of `RELEASED`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "released" if Path(file).stem.removeprefix("test_") in RELEASED else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
