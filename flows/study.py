@@ -12,14 +12,14 @@ from typing import Any
 
 from prefect import flow
 
-from resflow import params, pipeline
+from resflow import params, pipeline, storage, store
 from resflow.stages import runs
 from resflow.stages.paths import STATE
 from resflow.stages.train import job_of
 from resflow.study import budget, space
 from resflow.study.plan import Plan
 from tasks import search as acts
-from tasks.stages import run_stage
+from tasks.stages import meeting_place, run_stage
 
 __all__ = ["plan_of", "structure_search"]
 
@@ -32,6 +32,10 @@ def structure_search() -> dict[str, Any]:
     space.check(settings, "params.yaml")
     for name in ("fetch", "prepare"):
         run_stage(root, name, {})
+    if os.environ.get("RAY_ADDRESS") and os.environ.get("AWS_ENDPOINT_URL_S3"):
+        endpoint = store.endpoint(root)
+        storage.ensure_bucket(endpoint, settings.store.bucket)
+        os.environ |= meeting_place(settings, endpoint)  # trials are no stages, which would be given it
     with runs.alone(root / STATE / "search.lock", "for a search here"):
         plan = plan_of(root, settings)
         budget.check(settings, plan.base.card, "params.yaml")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from resflow import params, pipeline, registry, storage, store
 from resflow.params import Params
 from resflow.stages.paths import METRICS
 from tasks import release as acts
-from tasks.stages import run_stage
+from tasks.stages import meeting_place, run_stage
 from tasks.summary import Release, Summary, show
 
 __all__ = ["training_pipeline", "with_overrides"]
@@ -40,7 +39,7 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
     with _place(root, overrides or {}) as place:
         settings = params.load(place / "params.yaml")
         store.configure_dvc(place, endpoint)
-        env = _environment(settings, endpoint)
+        env = meeting_place(settings, endpoint)
         if place != root:
             env["PYTHONPATH"] = str(place / "src")
         stages = [run_stage(place, name, env) for name in pipeline.stage_names(place)]
@@ -52,13 +51,6 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
         )
         show(place, summary)
     return summary
-
-
-def _environment(settings: Params, endpoint: store.Endpoint) -> dict[str, str]:
-    """What stages are told: the workers of a cluster meet in the store, unless it is this machine's own."""
-    if not os.environ.get("RAY_ADDRESS") or endpoint.embedded or os.environ.get("RESFLOW_STORAGE"):
-        return {}
-    return {**endpoint.environment(), "RESFLOW_STORAGE": f"s3://{settings.store.bucket}/runs"}
 
 
 def _release(root: Path, settings: Params, endpoint: store.Endpoint) -> Release:

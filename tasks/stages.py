@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from resflow import pipeline
+from resflow import pipeline, store
 from resflow.errors import ResflowError
+from resflow.params import Params
 from resflow.pipeline import StageRun
 from tasks.progress import Progress
 
-__all__ = ["can_help", "log", "run_stage"]
+__all__ = ["can_help", "log", "meeting_place", "run_stage"]
 
 
 def can_help(task: Any, run: Any, state: Any) -> bool:
@@ -27,6 +29,13 @@ def can_help(task: Any, run: Any, state: Any) -> bool:
 def log(line: str) -> None:
     """Show a line to whoever watches the run: in Prefect's logs, and on the terminal of `resflow run`."""
     get_run_logger().info(line, extra={"resflow": True})
+
+
+def meeting_place(settings: Params, endpoint: store.Endpoint) -> dict[str, str]:
+    """What trainings are told: the workers of a cluster meet in the store, unless it is this machine's own."""
+    if not os.environ.get("RAY_ADDRESS") or endpoint.embedded or os.environ.get("RESFLOW_STORAGE"):
+        return {}
+    return {**endpoint.environment(), "RESFLOW_STORAGE": f"s3://{settings.store.bucket}/runs"}
 
 
 @task(task_run_name="{name}", retries=1, retry_delay_seconds=3, retry_condition_fn=can_help, cache_policy=NO_CACHE)

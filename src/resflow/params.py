@@ -11,6 +11,7 @@ a source of parameters (file, override, flow argument) is the caller's affair.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -382,7 +383,7 @@ class Robustness(Section):
     """How the trained model is measured on corrupted and on attacked test images."""
 
     images: Count
-    """Test images, drawn by `seed`."""
+    """Test images, drawn by `seed`; all of them where there are fewer."""
     # Spelt out, so that editors complete it and a misspelt one is told at once, without torch. A test compares.
     corruptions: Annotated[
         tuple[
@@ -559,7 +560,17 @@ class Study(Section):
         odd = [depth for depth in depths if depth < 8 or (depth - 2) % 6]
         if odd:
             raise ValueError(f"has {odd[0]} layers, but should have 8, 14, 20 or any other 6n + 2")
+        if list(depths) != sorted(set(depths)):
+            raise ValueError("should rise from one to the next: write them in that order, each once")
         return depths
+
+    @model_validator(mode="after")
+    def _batches_are_shared(self) -> Study:
+        least = math.lcm(*self.workers)
+        if self.batch_size < least:
+            shared = " and ".join(map(str, self.workers))
+            raise ValueError(f"batch_size is {self.batch_size}, too few for {shared} workers: raise it to {least}")
+        return self
 
 
 class Params(Section):

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from resflow.data import arrays
 from resflow.data.arrays import Split
-from resflow.errors import DataError
 from resflow.evaluation import samples
 from resflow.evaluation.metrics import wilson
 from resflow.files import csv_bytes, json_bytes, write, write_together
@@ -45,6 +44,8 @@ class Cell(NamedTuple):
 class Table(NamedTuple):
     """All that was measured; an attack's cells stand by its name and epsilon."""
 
+    images: int
+    """That each accuracy is of."""
     clean: Cell | None
     corruptions: Mapping[str, list[Cell]]
     attacks: Mapping[str, dict[float, Cell]]
@@ -53,7 +54,7 @@ class Table(NamedTuple):
 def run(root: Path, params: Params) -> None:
     """Measure models/model.safetensors on test images of data/prepared. Raises `DataError`."""
     settings = params.robustness
-    table, picture, seconds = Table(None, {}, {}), _picture(np.empty(0, np.uint8), [], params.seed), 0.0
+    table, picture, seconds = Table(0, None, {}, {}), _picture(np.empty(0, np.uint8), [], params.seed), 0.0
     if settings.corruptions or settings.epsilons:  # else torch would take seconds to load, for nothing
         table, picture, seconds = _measure(root, params)
     outputs = {root / METRICS / "robustness.json": json_bytes(_report(table, settings))}
@@ -79,21 +80,18 @@ def _measure(root: Path, params: Params) -> tuple[Table, bytes, float]:
     with inference.deterministic(params.train.threads):
         device = inference.device(params.train.device)
         subject = Subject(net, card, images, labels, downsample=settings.downsample, device=device)
-        table = _table(subject, settings, params.seed)
-    picture = _picture(images[:SHOWN], settings.corruptions, params.seed)
+        table = _table(subject, settings, params.seed, len(labels))
+        picture = _picture(images[:SHOWN], settings.corruptions, params.seed)
     return table, picture, time.perf_counter() - start
 
 
 def _drawn(test: Split, count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """So many of the images and their labels, drawn by the seed."""
-    if count > len(test.labels):
-        problem = f"is {count}, but the test split has {len(test.labels)} images"
-        raise DataError("params.yaml: robustness.images", problem, "Lower it")
+    """So many of the images, or all if there are fewer, and their labels, drawn by the seed."""
     chosen = np.sort(np.random.Generator(np.random.PCG64([seed, count])).permutation(len(test.labels))[:count])
     return test.images[chosen], test.labels[chosen]
 
 
-def _table(subject: Subject, settings: Robustness, seed: int) -> Table:
+def _table(subject: Subject, settings: Robustness, seed: int, count: int) -> Table:
     from resflow.evaluation.corruptions import SEVERITIES
 
     clean = _cell(subject.clean())
@@ -102,7 +100,7 @@ def _table(subject: Subject, settings: Robustness, seed: int) -> Table:
         for name in dict.fromkeys(settings.corruptions)
     }
     if not settings.epsilons:
-        return Table(clean, corruptions, {})
+        return Table(count, clean, corruptions, {})
     under_pgd = subject.under_pgd(
         settings.epsilons,
         steps=settings.steps,
@@ -114,7 +112,7 @@ def _table(subject: Subject, settings: Robustness, seed: int) -> Table:
         "fgsm": {epsilon: _cell(subject.under_fgsm(epsilon)) for epsilon in sorted(set(settings.epsilons))},
         "pgd": {epsilon: _cell(right) for epsilon, right in under_pgd},
     }
-    return Table(clean, corruptions, attacks)
+    return Table(count, clean, corruptions, attacks)
 
 
 def _cell(right: NDArray[np.bool_]) -> Cell:
@@ -123,7 +121,7 @@ def _cell(right: NDArray[np.bool_]) -> Cell:
 
 def _report(table: Table, settings: Robustness) -> dict[str, Any]:
     means = {name: _mean(cells) for name, cells in table.corruptions.items()}
-    report: dict[str, Any] = {"images": settings.images, "downsample": settings.downsample}
+    report: dict[str, Any] = {"images": table.images, "downsample": settings.downsample}
     if table.clean:
         report["clean"] = table.clean._asdict()
     if means:

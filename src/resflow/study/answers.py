@@ -65,8 +65,9 @@ def depth(cells: Sequence[Cell]) -> Answer:
     pairs = [(cell, residual[cell.point.x]) for cell in cells if cell.point.x in residual]
     pairs = [(one, other) for one, other in pairs if one is not other]
     compared = compare([*ends, *pairs], "train_error")
-    deeper = {each.one.point.group: each for each in compared[: len(ends)]}
-    across = compared[len(ends) :]
+    # by what is compared, not by place: a pair of which one side diverged in every run is left out
+    deeper = {each.one.point.group: each for each in compared if each.one.point.group == each.other.point.group}
+    across = [each for each in compared if each.one.point.group != each.other.point.group]
     answer = Answer(
         charts=[
             _by_x("depth-training", "Training error by depth", "layers", "error (%)", kinds, "train_error"),
@@ -244,7 +245,7 @@ def front(cells: Sequence[Cell]) -> Answer:
 
 def _choice(known: Sequence[Cell], what: str) -> str:
     """The cheapest of those that are as good as the best."""
-    best = min(known, key=lambda cell: mean(cell, what))
+    best = min(known, key=lambda cell: (cell.diverged, mean(cell, what)))
     near = compare([(cell, best) for cell in known if cell is not best], what)
     untested = sum(each.verdict == "untested" for each in near)
     equals = [best, *(each.one for each in near if each.is_as_good)]

@@ -57,12 +57,14 @@ class Compared:
     def verdict(self) -> Verdict:
         """Of `one`: its error is lower or higher by more than noise; or not; or there are too few runs to tell.
 
-        What passes the test alone, but not corrected for all comparisons, is `open`.
+        What passes the test alone, but not corrected for all comparisons, is `open`; so is what is lower in the runs
+        that it ended, of which there are fewer: diverged ones have no error.
         """
         if math.isnan(self.p):
             return "untested"
         if self.p < LEVEL:
-            return "better" if self.difference < 0 else "worse"
+            lower: Verdict = "better" if self.one.diverged <= self.other.diverged else "open"
+            return lower if self.difference < 0 else "worse"
         return "open" if self.alone < LEVEL else "noise"
 
     @property
@@ -71,7 +73,7 @@ class Compared:
 
         Failing a test is no proof of equality: with few runs even a great difference does.
         """
-        if self.verdict == "untested":
+        if self.verdict == "untested" or self.one.diverged > self.other.diverged:
             return False
         spread = max(figure(cell, self.what).std for cell in (self.one, self.other))
         return self.difference <= 0 or (self.verdict == "noise" and self.difference <= spread)

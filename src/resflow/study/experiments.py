@@ -8,6 +8,7 @@ Two questions may share trials, which run once. Running one is `measurement`, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -287,7 +288,7 @@ def _scaling(study: Study, recipe: Mapping[str, Any]) -> Iterator[Point]:
         trials = timed("resnet8_avg", _wide(channels), study.batch_size)
         yield Point(group="width", label=f"width {channels}", x=channels, trials=trials)
     # one thread each, else one worker would have all cores already
-    batch = study.batch_size - study.batch_size % max(study.workers)
+    batch = study.batch_size - study.batch_size % math.lcm(*study.workers)
     for workers in study.workers:
         train = {**recipe, "batch_size": batch, "num_workers": workers, "threads": 1, "epochs": WORKER_EPOCHS}
         trial = Trial(kind="workers", structure="resnet8_avg", net=width, train=train, images=study.images)

@@ -47,6 +47,8 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # which tells its settings even where it is to tell nothing
 }
+SLOW = 10
+"""Trials in a row that would take longer than `search.max_seconds`, after which none is taken to be fast enough."""
 TRIES = 200
 """Proposals in a row that are nothing new, after which the space is taken to hold no more."""
 
@@ -212,6 +214,8 @@ class _Keeper(tune.Callback):
     def __init__(self, plan: Plan, proposals: Proposals, say: Callable[[str], None]) -> None:
         self._plan, self._proposals, self._say = plan, proposals, say
         self.failure: ResflowError | None = None
+        self._too_slow: list[float] = []
+        """Seconds that the last trials would take, since one was within the budget."""
         self.lost = False
         """Whether Ray has given a trial up, after as many failures as `train.max_failures` grants."""
 
@@ -245,6 +249,11 @@ class _Keeper(tune.Callback):
         self._proposals.wanted += status == "slow"
         clear(self._plan.base, ended.name)
         self._say(_line(ended))
+        self._too_slow = [*self._too_slow, ended.seconds or 0.0] if status == "slow" else []
+        if len(self._too_slow) >= SLOW:
+            most, least = self._plan.params.search.max_seconds, min(self._too_slow)
+            problem = f"is {most:g}, and of the last {SLOW} trials the fastest would take {least:.3g} s"
+            self.failure = ParamsError("params.yaml: search.max_seconds", problem, "Raise it, or lower search.epochs")
 
 
 class _Stop(tune.Stopper):

@@ -11,7 +11,7 @@ import pytest
 from resflow.errors import DataError
 from resflow.study import figures
 from resflow.study.answers import ANSWERS
-from resflow.study.cells import Cell
+from resflow.study.cells import Cell, compare
 from resflow.study.experiments import Experiment, Trial, plan
 from resflow.study.record import Records
 from resflow.study.report import write_report
@@ -88,6 +88,36 @@ def test_a_much_worse_structure_is_never_chosen_for_want_of_runs(
     choice = next(line for line in said if "choose" in line)
     assert "width 2" not in choice
     assert "width 2" not in said[0]
+
+
+def without(cell: Cell, kept: int) -> Cell:
+    """The cell whose runs after the first `kept` diverged."""
+    left = ("parameters", "macs", "gradients")
+    lost = tuple({**{key: one[key] for key in left}, "diverged": "the loss is nan"} for one in cell.results[kept:])
+    return Cell(point=cell.point, results=(*cell.results[:kept], *lost))
+
+
+def test_a_network_that_always_diverged_is_not_mixed_up_with_another(
+    experiments: tuple[Experiment, ...], records: Records
+) -> None:
+    all_cells = cells(experiments[0], records)
+    deepest = "plain, 14 layers"
+    assert any(cell.point.label == deepest for cell in all_cells)
+    said = ANSWERS["depth"]([without(cell, 0) if cell.point.label == deepest else cell for cell in all_cells]).sentences
+    assert not [line for line in said if line.startswith("Plain, from")]
+    assert not [line for line in said if "from 8 to 8 layers" in line]
+    assert any(line.startswith("Plain against residual, 8 layers") for line in said)
+
+
+def test_a_setting_that_diverges_at_times_is_not_called_better(experiments: tuple[Experiment, ...]) -> None:
+    point = experiments[0].points[0]
+    steady = Cell(point=point, results=tuple({"error": value} for value in (0.2, 0.21, 0.2)))
+    lower = Cell(point=point, results=tuple({"error": value} for value in (0.1, 0.11, 0.1)))
+    lost = Cell(point=point, results=(*lower.results, {"diverged": "the loss is nan"}))
+    assert compare([(lower, steady)], "error")[0].verdict == "better"
+    (each,) = compare([(lost, steady)], "error")
+    assert each.verdict == "open"
+    assert not each.is_as_good
 
 
 def test_factors_name_what_is_worse_and_what_is_noise(
