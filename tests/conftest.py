@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+# Two workers share the cores, and threads that wait for each other spin. Before torch is loaded, which reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).parents[1]
 CLASSES = 10
 

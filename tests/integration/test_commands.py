@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -118,20 +117,3 @@ def test_models_are_shown_without_the_store_and_without_data(released: Project, 
     assert FIRST in clone.run("resflow", "models", "list").out
     assert not (clone.root / ".resflow").exists()
     shutil.rmtree(clone.root)
-
-
-@pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None,
-    reason="torch.compile needs a C++ compiler: no g++ here, nor CXX",
-)
-def test_a_compiled_network_trains_to_the_same_bits_each_time_and_is_evaluated_as_any_other(copied: Project) -> None:
-    model = copied.root / "models/model.safetensors"
-    copied.edit(train__compile=True, train__ema=0.5, net__blocks=[1], net__widths=[8])  # a small one compiles sooner
-
-    def trained() -> bytes:
-        model.unlink()
-        copied.run("resflow", "stage", "train")
-        return model.read_bytes()
-
-    assert trained() == trained()
-    copied.run("resflow", "stage", "evaluate")

@@ -29,7 +29,7 @@ from tests.integration import limits
 pytestmark = pytest.mark.integration
 
 MIB = 1 << 20
-LIMIT, DATA = 1536 * MIB, 2048 * MIB
+LIMIT, DATA = 1536 * MIB, 1664 * MIB
 """Of it, Ray's own processes, the interpreter and torch take about 1 GiB."""
 STEPS = 96
 """Of an epoch of 3840 images in batches of 40; its windows are of 33 steps and their files of 1337 images."""
