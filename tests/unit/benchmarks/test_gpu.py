@@ -25,7 +25,8 @@ def names(lines):
 with open("pyproject.toml", "rb") as file:
     given = names(tomllib.load(file)["project"]["dependencies"])
 other = {"pyyaml": "yaml", "pillow": "PIL"}
-missing = {other.get(name, name) for name in given - names(requires("torch")) - {"torch", "numpy"}}
+kept = {"torch", "numpy", "mpmath"}  # torch needs the last by way of sympy
+missing = {other.get(name, name) for name in given - names(requires("torch")) - kept}
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
