@@ -5,7 +5,6 @@ By hand it is `resflow run`; on a schedule, `resflow schedule` or the deployment
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,12 +65,9 @@ def _release(root: Path, settings: Params, endpoint: store.Endpoint) -> Release:
 
 def with_overrides(root: Path, overrides: dict[str, Any]) -> str:
     """The text of params.yaml with some of its values replaced, comments kept. Raises `ParamsError`."""
-    from ruamel.yaml import YAML
-
-    yaml, text = YAML(), io.StringIO()
-    yaml.dump(params.override(yaml.load(root / "params.yaml"), overrides, "overrides"), text)
-    params.parse(YAML(typ="safe").load(text.getvalue()), "overrides")
-    return text.getvalue()
+    text = params.edited(root / "params.yaml", overrides, "overrides")
+    params.parse(params.value(text, "overrides"), "overrides")
+    return text
 
 
 @contextmanager

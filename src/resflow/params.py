@@ -11,6 +11,7 @@ a source of parameters (file, override, flow argument) is the caller's affair.
 from __future__ import annotations
 
 import difflib
+import io
 import math
 import re
 import reprlib
@@ -52,6 +53,7 @@ __all__ = [
     "Study",
     "Train",
     "check",
+    "edited",
     "load",
     "override",
     "parse",
@@ -651,6 +653,32 @@ def override(tree: dict[str, Any], changes: Mapping[str, Any], where: str) -> di
             raise ParamsError(where, f"unknown parameter {dotted!r}", _nearest(str(dotted)))
         node[last] = changed
     return tree
+
+
+def edited(path: Path, changes: Mapping[str, Any], where: str) -> str:
+    """The text of params.yaml with dotted keys set as by `override`: comments, order and layout stay.
+
+    Raises `ParamsError` for a key that does not exist; values are seen by `parse`.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedSeq
+
+    yaml, text = YAML(), io.StringIO()
+    yaml.preserve_quotes = True
+    yaml.width = 1 << 16
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    tree = yaml.load(path.read_text(encoding="utf-8"))
+    written = {}
+    for name, given in changes.items():
+        written[name] = given
+        if isinstance(given, list):
+            written[name] = CommentedSeq(given)
+            written[name].fa.set_flow_style()
+    yaml.dump(override(tree, written, where), text)
+    return text.getvalue()
 
 
 def check(dotted: str, given: Any, where: str) -> None:

@@ -5,7 +5,6 @@ The point's structure as a whole, and its parameters of training; what stands th
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def apply(root: Path, report: Mapping[str, Any], number: int | None) -> dict[str
     before = params.read(path)
     params.parse(before, str(path))
     changes = {name: value for name, value in wanted.items() if _value(before, name) != value}
-    text = _edited(path, changes)
+    text = params.edited(path, changes, str(path))
     made = params.parse(params.value(text, str(path)), str(path))
     altered(made.net.name, made.net.changes)
     if changes:
@@ -49,26 +48,3 @@ def _value(tree: Any, dotted: str) -> Any:
     for name in dotted.split("."):
         tree = tree.get(name, ...) if isinstance(tree, dict) else ...
     return tree
-
-
-def _edited(path: Path, changes: Mapping[str, Any]) -> str:
-    """The text of params.yaml with some values replaced, in the layout that it has in this project."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedSeq
-
-    yaml, text = YAML(), io.StringIO()
-    yaml.preserve_quotes = True
-    yaml.width = 1 << 16
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    tree = yaml.load(path.read_text(encoding="utf-8"))
-    written = {}
-    for name, value in changes.items():
-        written[name] = value
-        if isinstance(value, list):
-            written[name] = CommentedSeq(value)
-            written[name].fa.set_flow_style()
-    yaml.dump(params.override(tree, written, str(path)), text)
-    return text.getvalue()
