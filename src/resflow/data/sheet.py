@@ -11,14 +11,16 @@ import json
 import math
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from resflow.data.arrays import Rows, chunks
+from resflow.data.arrays import AGAIN, Rows, chunks
 from resflow.data.idx import Bytes
+from resflow.errors import DataError
 
-__all__ = ["describe", "to_json"]
+__all__ = ["Inputs", "describe", "read", "to_json"]
 
 EXAMPLES = 5
 """Pairs of duplicates shown for each pair of splits."""
@@ -52,6 +54,29 @@ def describe(splits: Mapping[str, Described], classes: tuple[str, ...]) -> dict[
 def to_json(sheet: Mapping[str, Any]) -> str:
     """The sheet as text, the same for the same sheet."""
     return json.dumps(sheet, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+class Inputs(NamedTuple):
+    """What a sheet says of that a network must know."""
+
+    image_shape: tuple[int, int, int]
+    """Height, width, channels."""
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def read(path: Path) -> Inputs:
+    """What the sheet at `path` says. Raises `DataError`."""
+    try:
+        described = json.loads(path.read_text())
+        height, width, channels = described["image_shape"]
+        classes, mean, std = (tuple(described[key]) for key in ("classes", "mean", "std"))
+    except OSError as error:
+        raise DataError(str(path), "is missing", AGAIN) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(str(path), f"is damaged ({error})", "Run `dvc repro --force prepare`") from error
+    return Inputs((height, width, channels), classes, mean, std)
 
 
 def _counts(labels: Bytes, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ What it will take is said beforehand, from the speed of each structure. The resu
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import resflow
-from resflow.data import arrays
-from resflow.errors import DataError, TrainingError
+from resflow.data import arrays, sheet
+from resflow.errors import TrainingError
 from resflow.files import explained, sha256
 from resflow.study.experiments import Experiment, Trial
 from resflow.study.measurement import Ground, check, perform, step_seconds
@@ -171,17 +170,11 @@ class Campaign:
         return float(count)
 
 
-def ground(prepared: Path, sheet: Path) -> Ground:
-    """The prepared arrays in memory. Raises `DataError`."""
-    try:
-        described = json.loads(sheet.read_text())
-        classes, mean, std = (tuple(described[key]) for key in ("classes", "mean", "std"))
-    except OSError as error:
-        raise DataError(str(sheet), "is missing", "Run `dvc repro prepare`, which makes it") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(str(sheet), f"is damaged ({error})", "Run `dvc repro --force prepare`") from error
+def ground(prepared: Path, described: Path) -> Ground:
+    """The prepared arrays in memory, and what their sheet says. Raises `DataError`."""
+    inputs = sheet.read(described)
     splits = {name: arrays.load(prepared, split) for name, split in _SPLITS.items()}
-    return Ground(**splits, classes=classes, mean=mean, std=std)
+    return Ground(**splits, classes=inputs.classes, mean=inputs.mean, std=inputs.std)
 
 
 _SPLITS = {"training": "train", "validation": "validation", "test": "test"}
