@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from resflow.study import canvas
 
 __all__ = ["Chart", "Line", "png", "svg"]
 
@@ -50,8 +54,10 @@ class Chart:
 
 def svg(chart: Chart) -> str:
     """An `<svg>` element without ids that another could have, its text as text."""
-    drawn = _saved(chart, "svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = drawn.decode()
+    with _drawn(chart) as figure:
+        written = io.StringIO()
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = written.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
@@ -62,14 +68,14 @@ def svg(chart: Chart) -> str:
 
 def png(chart: Chart) -> bytes:
     """Dark on white."""
-    return _saved(chart, "png", dpi=120, metadata={"Software": None}, facecolor="white")
+    with _drawn(chart) as figure:
+        return canvas.png(figure, facecolor="white")
 
 
-def _saved(chart: Chart, kind: str, **options: Any) -> bytes:
+@contextmanager
+def _drawn(chart: Chart) -> Iterator[Any]:
+    """The figure, in the style in which it is to be saved."""
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     style: Any = {
         "svg.fonttype": "none",
@@ -83,16 +89,14 @@ def _saved(chart: Chart, kind: str, **options: Any) -> bytes:
     }
     with matplotlib.rc_context(style):
         height = max(SIZE[1], 0.24 * len(chart.ticks) + 1)
-        figure, axes = pyplot.subplots(figsize=(SIZE[0], height))
+        figure = canvas.blank(SIZE[0], height, layout=None)
+        axes = figure.subplots()
         left = 0.26 if chart.kind == "rows" else 0.16
         figure.subplots_adjust(left=left, right=0.97, bottom=0.45 / height, top=1 - 0.35 / height)
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         _draw(chart, axes)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, **options)
-        pyplot.close(figure)
-    return buffer.getvalue()
+        yield figure
 
 
 def _draw(chart: Chart, axes: Any) -> None:

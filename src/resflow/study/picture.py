@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from resflow.study.analysis import Analysis, Report
+from resflow.study.canvas import blank, png
 from resflow.study.kinds import KINDS
 
 __all__ = ["comparison", "layers"]
@@ -19,7 +19,7 @@ TALLEST = 60.0
 
 def comparison(report: Report) -> bytes:
     """Structures side by side: operations, memory and, where measured, throughput and where time goes."""
-    figure = _figure(9, 7 if report.machine else 3.5)
+    figure = blank(9, 7 if report.machine else 3.5)
     axes = figure.subplots(2 if report.machine else 1, 2, squeeze=False)
     sizes = {name: one.size for name, one in report.structures.items()}
     _bars(axes[0, 0], {name: size.macs / 1e6 for name, size in sizes.items()}, "million multiply-accumulates an image")
@@ -28,14 +28,14 @@ def comparison(report: Report) -> bytes:
     if report.machine:
         _throughput(axes[1, 0], report)
         _parts(axes[1, 1], report)
-    return _png(figure)
+    return png(figure)
 
 
 def layers(name: str, analysis: Analysis) -> bytes:
     """Operations and memory of each layer of one structure, from the first to the last."""
     rows = analysis.layers
     height = 1.5 + 0.16 * len(rows)
-    figure = _figure(9, min(height, TALLEST))
+    figure = blank(9, min(height, TALLEST))
     columns = figure.subplots(1, 2, sharey=True)
     for axes, values, label in (
         (columns[0], [row.macs / 1e6 for row in rows], "million multiply-accumulates an image"),
@@ -48,7 +48,7 @@ def layers(name: str, analysis: Analysis) -> bytes:
     columns[0].set_ylim(len(rows) - 0.5, -0.5)
     _legend(columns[1], [kind for kind in KINDS if any(row.kind == kind for row in rows)])
     figure.suptitle(name)
-    return _png(figure)
+    return png(figure)
 
 
 def _bars(axes: Any, values: dict[str, float], label: str) -> None:
@@ -91,19 +91,3 @@ def _legend(axes: Any, kinds: list[str]) -> None:
     from matplotlib.patches import Patch
 
     axes.legend(handles=[Patch(color=COLOUR[kind], label=kind) for kind in kinds], fontsize=7)
-
-
-def _figure(width: float, height: float) -> Any:
-    """Without pyplot, which would look for a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
-    return drawn.getvalue()

@@ -8,7 +8,6 @@ Nothing of it is hashed: latencies and seconds are in it. How the trainings came
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from resflow.evaluation import inference, metrics
 from resflow.files import csv_bytes, write_together
 from resflow.nets import file as model_file
 from resflow.study import budget, trial
+from resflow.study.canvas import blank, png
 from resflow.study.front import first_front, fronts
 from resflow.study.plan import Plan, allowed, finals_of, known, objectives
 from resflow.study.trial import Record
@@ -180,9 +180,7 @@ def _shown(value: Any) -> str:
 
 def _picture(report: dict[str, Any]) -> bytes:
     """Accuracy against MACs: trials as points, and the front by its means over seeds, coloured by latency."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = blank(8, 5)
     axes = figure.subplots()
     whole = [one for one in report["trials"] if one["status"] == "done"]
     axes.scatter(
@@ -205,6 +203,4 @@ def _picture(report: dict[str, Any]) -> bytes:
     axes.set(xscale="log", xlabel="multiply-accumulates for one image", ylabel="validation accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120, metadata={"Software": None})
-    return drawn.getvalue()
+    return png(figure)
