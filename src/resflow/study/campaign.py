@@ -8,7 +8,6 @@ What it will take is said beforehand, from the speed of each structure. The resu
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -20,13 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import resflow
 from resflow.data import arrays, sheet
 from resflow.errors import TrainingError
 from resflow.files import explained, sha256
 from resflow.study.experiments import Experiment, Trial
 from resflow.study.measurement import Ground, check, perform, step_seconds
-from resflow.study.record import Record, Records, digest
+from resflow.study.record import Record, Records, code, digest
 
 __all__ = ["Campaign", "alone", "data_digest", "ground", "machine", "study"]
 
@@ -83,7 +81,7 @@ class Campaign:
 
     def __init__(self, experiments: Iterable[Experiment], records: Records, given: Ground, data: str) -> None:
         """Raises `NetError` or `DataError` for a trial that cannot run."""
-        self._records, self._ground, self._data, self._code = records, given, data, _code()
+        self._records, self._ground, self._data, self._code = records, given, data, code(CODE)
         trials = {digest(trial.asked): trial for experiment in experiments for trial in _all(experiment)}
         self._trials = sorted(trials.values(), key=lambda trial: trial.seed)
         for trial in self._trials:
@@ -236,12 +234,3 @@ def _named(trial: Trial) -> str:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _code() -> str:
-    root = Path(resflow.__file__).parent
-    files = sorted(path for pattern in CODE for path in root.glob(pattern))
-    digested = hashlib.sha256()
-    for path in files:
-        digested.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())
-    return digested.hexdigest()[:16]

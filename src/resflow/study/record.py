@@ -13,18 +13,31 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import resflow
 from resflow.errors import DataError
-from resflow.files import write
+from resflow.files import sha256, write
 
-__all__ = ["Record", "Records", "digest"]
+__all__ = ["Record", "Records", "code", "digest"]
 
 
 def digest(value: Any) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a value in canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def code(patterns: tuple[str, ...]) -> str:
+    """One name for the modules of this package whose paths match, by their content."""
+    root = Path(resflow.__file__).parent
+    files = sorted(path for pattern in patterns for path in root.glob(pattern))
+    digested = hashlib.sha256()
+    for path in files:
+        digested.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())
+    return digested.hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)

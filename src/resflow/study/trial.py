@@ -16,19 +16,19 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-import resflow
 from resflow.data import arrays
 from resflow.errors import TrainingError
+from resflow.evaluation import inference
 from resflow.files import write
 from resflow.params import Params
 from resflow.study import space
+from resflow.study.record import code
 from resflow.study.space import Point
 from resflow.training import checkpoint, loop
 from resflow.training.cluster import Job, local_arrays
@@ -37,8 +37,8 @@ __all__ = ["Outcome", "Record", "Status", "job_of", "read", "train"]
 
 Status = Literal["running", "done", "stopped", "diverged", "slow"]
 """`stopped` early by ASHA; `slow` is above `search.max_seconds`."""
-CODE = ("data", "nets", "training")
-"""Rooms whose code decides what a training gives."""
+CODE = ("data/*.py", "nets/*.py", "training/*.py")
+"""Modules whose code decides what a training gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +108,16 @@ def job_of(base: Job, params: Params, point: Point, *, seed: int, epochs: int) -
     """
     made = space.resolved(params, point, seed=seed, epochs=epochs)
     card = space.network(made, base.card)
-    inputs = (torch.__version__, seed, card, made.train.model_dump(exclude={"max_failures"}), base.arrays.key, _code())
+    inputs = (
+        torch.__version__,
+        seed,
+        card,
+        made.train.model_dump(exclude={"max_failures"}),
+        base.arrays.key,
+        code(CODE),
+    )
     name = hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]
     return replace(base, train=made.train, seed=seed, card=card, initial={}, name=name)
-
-
-@cache
-def _code() -> str:
-    root, digest = Path(resflow.__file__).parent, hashlib.sha256()
-    for path in sorted(path for room in CODE for path in (root / room).glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def train(job: Job, on_epoch: Callable[[dict[str, Any]], None], max_seconds: float | None = None) -> Outcome:
@@ -127,8 +126,7 @@ def train(job: Job, on_epoch: Callable[[dict[str, Any]], None], max_seconds: flo
     Raises `ResflowError` but for divergence, which is an outcome.
     """
     loop.prepare_torch(job.seed, job.train.threads)
-    on_gpu = job.train.device != "cpu" and torch.cuda.is_available()
-    device, place, folder = torch.device("cuda" if on_gpu else "cpu"), local_arrays(job), job.folder()
+    device, place, folder = torch.device(inference.device(job.train.device)), local_arrays(job), job.folder()
     state = checkpoint.latest(folder, device.type) or loop.State()
     keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
     accuracies: list[float] = []
