@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 from resflow.files import write
+from resflow.study.record import machine
 
 __all__ = ["environment", "record", "table"]
 
@@ -21,13 +20,7 @@ GPU, has not been run on one yet: only its smoke check, on a CPU.
 
 def environment() -> str:
     """Processor, cores and the versions that matter, in one line."""
-    import os
-
-    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "prefect", "dvc"))
-    cores = len(os.sched_getaffinity(0))
-    processor = model[1] if model else platform.processor()
-    return f"{processor}, {cores} cores; Python {platform.python_version()}, {packages}"
+    return machine("torch", "ray", "prefect", "dvc")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

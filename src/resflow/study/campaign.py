@@ -9,13 +9,10 @@ What it will take is said beforehand, from the speed of each structure. The resu
 from __future__ import annotations
 
 import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from resflow.errors import TrainingError
 from resflow.files import explained, sha256
 from resflow.study.experiments import Experiment, Trial
 from resflow.study.measurement import Ground, check, perform, step_seconds
-from resflow.study.record import Record, Records, code, digest
+from resflow.study.record import Record, Records, code, digest, machine
 
 __all__ = ["Campaign", "alone", "data_digest", "ground", "machine", "study"]
 
@@ -120,7 +117,7 @@ class Campaign:
             asked=trial.asked,
             result=result,
             seconds=round(seconds, 2),
-            machine=machine(),
+            machine=machine("torch"),
             load=round(os.getloadavg()[0], 1),
         )
         self._records.add(record)
@@ -134,7 +131,7 @@ class Campaign:
 
     def _key(self, trial: Trial) -> str:
         # a speed is one of this machine
-        place = machine() if trial.kind != "train" else ""
+        place = machine("torch") if trial.kind != "train" else ""
         return digest([self._code, self._data, trial.asked, place])
 
     def _foreseen(self, pending: list[Trial], say: Callable[[str], None]) -> list[float]:
@@ -153,7 +150,7 @@ class Campaign:
 
     def _known(self) -> dict[str, float]:
         """Seconds an image of the trainings that this machine has done, by kind; the newest counts."""
-        here = machine()
+        here = machine("torch")
         return {
             _kind(record.asked): record.seconds / self._images(record.asked)
             for record in self._records
@@ -183,17 +180,6 @@ def data_digest(prepared: Path) -> str:
     """One name for the prepared arrays, by their content."""
     paths = [path(prepared, split) for split in arrays.SPLITS for path in (arrays.images_path, arrays.labels_path)]
     return digest([sha256(path) for path in paths])
-
-
-def machine() -> str:
-    """Processor, cores and versions, in one line."""
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:  # no Linux
-        found = None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name}, {cores} cores; Python {platform.python_version()}, torch {version('torch')}"
 
 
 @contextmanager

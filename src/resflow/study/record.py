@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ import resflow
 from resflow.errors import DataError
 from resflow.files import sha256, write
 
-__all__ = ["Record", "Records", "code", "digest"]
+__all__ = ["Record", "Records", "code", "digest", "machine"]
 
 
 def digest(value: Any) -> str:
@@ -38,6 +42,18 @@ def code(patterns: tuple[str, ...]) -> str:
     for path in files:
         digested.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())
     return digested.hexdigest()[:16]
+
+
+def machine(*packages: str) -> str:
+    """Processor, cores, and the versions of Python and of packages, in one line."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # no Linux
+        found = None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = found[1] if found else platform.processor() or platform.machine()
+    versions = [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in packages)]
+    return f"{name}, {cores} cores; {', '.join(versions)}"
 
 
 @dataclass(frozen=True, kw_only=True)
