@@ -503,13 +503,11 @@ def run_study(
     Says beforehand what it takes. Stopped, it goes on when run again: results are recorded one by one. It needs the
     prepared data, which `dvc repro prepare` makes.
     """
-    from resflow import params
     from resflow.study import campaign
     from resflow.study.experiments import chosen
 
     root, overrides = _root(), _overrides(settings or [], params_file)
-    tree = params.override(params.read(root / "params.yaml"), overrides, "--set or --params")
-    experiments = chosen(params.parse(tree, "params.yaml"), only or [])
+    experiments = chosen(_params(root, overrides), only or [])
     shown = ["resflow", "study", *(["--params", str(params_file)] if params_file else [])]
     shown += [part for setting in settings or [] for part in ("-S", setting)]
     shown += ["--to", str(to)] if to != Path("docs/study") else []
@@ -540,12 +538,9 @@ def doctor() -> None:
 
 def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
     """Refuse within a second what would otherwise fail after minutes of training."""
-    from resflow import nets, params, registry, storage, store
+    from resflow import nets, registry, storage, store
 
-    path = root / "params.yaml"
-    settings = params.load(path)
-    if overrides:
-        settings = params.parse(params.override(params.read(path), overrides, "--set or --params"), "--set or --params")
+    settings = _params(root, overrides)
     nets.altered(settings.net.name, settings.net.changes)
     registry.check(root)
     on_cluster = os.environ.get("RAY_ADDRESS") and not os.environ.get("RESFLOW_STORAGE")  # whose workers meet in it
@@ -683,10 +678,13 @@ def _root() -> Path:
     return pipeline.find_root(Path.cwd())
 
 
-def _params(root: Path) -> Any:
+def _params(root: Path, overrides: dict[str, Any] | None = None) -> Any:
+    """The parameters of the project, some of them replaced for this command alone; each error names where it stands."""
     from resflow import params
 
-    return params.load(root / "params.yaml")
+    path, where = root / "params.yaml", "--set or --params"
+    settings = params.load(path)
+    return params.parse(params.override(params.read(path), overrides, where), where) if overrides else settings
 
 
 def _say(line: str) -> None:
