@@ -5,14 +5,14 @@ Choosing how many, and where the file goes, is `resflow.stages.evaluate`.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from resflow.evaluation.drawing import INK, PAPER, enlarged, font, png
 
 __all__ = ["draw", "worst"]
 
@@ -21,7 +21,7 @@ LINE = 16
 TEXT = 3 * LINE + 2  # pixels of the three lines beneath it
 GAP = 14
 COLUMNS = 5
-PAPER, INK, RED = (255, 255, 255), (32, 32, 32), (176, 32, 32)
+RED = (176, 32, 32)
 
 
 def worst(probabilities: NDArray[np.float64], labels: NDArray[np.integer[Any]], count: int) -> NDArray[np.int64]:
@@ -49,7 +49,7 @@ def draw(
     for place, index in enumerate(chosen):
         row, column = divmod(place, columns)
         x, y = GAP + column * (SIDE + GAP), GAP + row * (SIDE + TEXT + GAP)
-        sheet.paste(_enlarged(images[index]), (x, y))
+        sheet.paste(enlarged(images[index], SIDE), (x, y))
         predicted = int(probabilities[index].argmax())
         below = [
             (f"true {classes[int(labels[index])]}", INK),
@@ -58,7 +58,7 @@ def draw(
         ]
         for number, (text, colour) in enumerate(below):
             _line(pen, (x, y + SIDE + 2 + number * LINE), text, colour)
-    return _png(sheet)
+    return png(sheet)
 
 
 def _percent(probability: float) -> str:
@@ -66,36 +66,13 @@ def _percent(probability: float) -> str:
     return f"{min(100 * probability, 99.9):.1f} %"
 
 
-def _enlarged(image: NDArray[np.uint8]) -> Image.Image:
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
-    scale = SIDE / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    cell = Image.new("RGB", (SIDE, SIDE), PAPER)
-    cell.paste(picture.resize(size, Image.Resampling.NEAREST), ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
-    return cell
-
-
 def _line(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: tuple[int, int, int]) -> None:
-    font = _font()
-    while text and font.getlength(text) > SIDE:
+    while text and font().getlength(text) > SIDE:
         text = text.removesuffix("…")[:-1] + "…" if len(text) > 2 else ""
-    pen.text(place, text, fill=colour, font=font)
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size=13)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # given a size, Pillow answers with the font it carries
-    return font
+    pen.text(place, text, fill=colour, font=font())
 
 
 def _blank(text: str) -> bytes:
     sheet = Image.new("RGB", (2 * GAP + 2 * SIDE, 3 * GAP), PAPER)
-    ImageDraw.Draw(sheet).text((GAP, GAP), text, fill=INK, font=_font())
-    return _png(sheet)
-
-
-def _png(sheet: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    ImageDraw.Draw(sheet).text((GAP, GAP), text, fill=INK, font=font())
+    return png(sheet)

@@ -5,19 +5,19 @@ Which images, and where the file goes, is `resflow.stages.robustness`.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from resflow.evaluation.drawing import INK, PAPER, enlarged, font, png
 
 __all__ = ["draw"]
 
 SIDE = 56  # pixels of an image in its cell
 GAP = 4
 NAMES = 130  # pixels of the names at the left
-PAPER, INK = (255, 255, 255), (32, 32, 32)
 
 
 def draw(rows: Mapping[str, NDArray[np.uint8]], empty: str) -> bytes:
@@ -25,13 +25,10 @@ def draw(rows: Mapping[str, NDArray[np.uint8]], empty: str) -> bytes:
     columns = max((len(images) for images in rows.values()), default=2)
     size = NAMES + columns * (SIDE + GAP) + GAP, max(1, len(rows)) * (SIDE + GAP) + GAP
     sheet = Image.new("RGB", size, PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    pen = ImageDraw.Draw(sheet)
     for row, (name, images) in enumerate((rows or {empty: np.empty((0, 1, 1, 1), np.uint8)}).items()):
         top = GAP + row * (SIDE + GAP)
-        pen.text((GAP, top + SIDE // 2 - 8), name, fill=INK, font=font)
+        pen.text((GAP, top + SIDE // 2 - 8), name, fill=INK, font=font())
         for column, image in enumerate(images):
-            picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
-            sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (NAMES + column * (SIDE + GAP), top))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+            sheet.paste(enlarged(image, SIDE), (NAMES + column * (SIDE + GAP), top))
+    return png(sheet)
