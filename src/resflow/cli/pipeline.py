@@ -1,0 +1,108 @@
+"""`resflow run`, `stage` and `schedule`: the pipeline, once, in part, and again and again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resflow import terminal
+from resflow.cli import server
+from resflow.cli.common import ParamsFile, Settings, examples, overrides_of, parameters, project
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog=examples(
+        "resflow run",
+        "resflow run -S train.lr=0.1 -S train.epochs=5",
+        "resflow run --params experiments/article.yaml --no-release",
+    )
+)
+def run(
+    settings: Settings = None,
+    params_file: ParamsFile = None,
+    release: Annotated[bool, typer.Option(help="Judge, register and publish the model.")] = True,
+) -> None:
+    """Run the whole pipeline: data, training, evaluation, gate, registration, publication.
+
+    What is up to date is not run again. With --set or --params it runs in a work tree of its own, and your files
+    stay as they are.
+    """
+    from resflow import store
+
+    root = project()
+    overrides = overrides_of(settings or [], params_file)
+    _check_before(root, overrides, release)
+    if not os.environ.get("AWS_ENDPOINT_URL_S3"):
+        store.start(root, wait=False)  # it gets ready while Prefect is imported
+    os.chdir(root)
+    wait = server.start()
+    flow = _flow()
+    wait()
+    summary = flow(overrides=overrides or None, release=release)
+    terminal.table(summary.rows())
+    typer.echo("")
+    typer.echo("Next:  resflow models list  ·  resflow predict IMAGE  ·  dvc plots show  ·  dvc metrics show")
+    if not os.environ.get("AWS_ENDPOINT_URL_S3"):
+        typer.echo("The store stays up for `dvc pull` and `resflow models pull`; `resflow store stop` ends it.")
+
+
+@commands.command(epilog=examples("resflow stage train"))
+def stage(
+    name: Annotated[str, typer.Argument(help="fetch, prepare, analyze, train, evaluate or robustness.")],
+) -> None:
+    """Run the body of one stage of dvc.yaml, up to date or not. `dvc repro` calls this; you rarely will."""
+    from resflow.stages import main as run_stage
+
+    sys.exit(run_stage(name))
+
+
+@commands.command(
+    epilog=examples('resflow schedule --cron "0 2 * * *"', "resflow schedule --interval 3600 -S train.epochs=5")
+)
+def schedule(
+    cron: Annotated[str | None, typer.Option(help='When to run, such as "0 2 * * *" for two at night, in UTC.')] = None,
+    interval: Annotated[int | None, typer.Option(help="Seconds from one run to the next.", min=60)] = None,
+    settings: Settings = None,
+    params_file: ParamsFile = None,
+    name: Annotated[str, typer.Option(help="Name of the deployment.")] = "scheduled",
+) -> None:
+    """Serve the pipeline on a schedule, until stopped with Ctrl-C or SIGTERM.
+
+    Needs a Prefect server: `prefect server start`, and PREFECT_API_URL as it says. One run at a time; parameters
+    can be overridden for a run from the server's UI too. docs/scheduling.md tells more.
+    """
+    if (cron is None) == (interval is None):
+        raise typer.BadParameter("give either --cron or --interval")
+    root, overrides = project(), overrides_of(settings or [], params_file)
+    os.chdir(root)
+    server.check(needed=True)
+    from flows.schedule import serve
+
+    serve(name, overrides, cron=cron, interval=interval)
+
+
+def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
+    """Refuse within a second what would otherwise fail after minutes of training."""
+    from resflow import nets, registry, storage, store
+
+    settings = parameters(root, overrides)
+    nets.altered(settings.net.name, settings.net.changes)
+    registry.check(root)
+    on_cluster = os.environ.get("RAY_ADDRESS") and not os.environ.get("RESFLOW_STORAGE")  # whose workers meet in it
+    if (release or on_cluster) and os.environ.get("AWS_ENDPOINT_URL_S3"):
+        storage.ensure_bucket(store.endpoint(root), settings.store.bucket)
+
+
+def _flow() -> Any:
+    from flows.training import training_pipeline
+
+    server.show_tasks()
+    return training_pipeline
