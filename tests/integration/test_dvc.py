@@ -163,7 +163,13 @@ def test_a_stage_reads_what_dvc_yaml_declares_and_nothing_else(name: str, copied
 
 def test_a_change_reruns_the_stages_that_it_concerns_and_no_others(copied: Project) -> None:
     assert status(copied) == set()
-    for path in ("README.md", "src/resflow/cli/structures.py", "src/resflow/pipeline.py", "flows/training.py", "pyproject.toml"):
+    for path in (
+        "README.md",
+        "src/resflow/cli/structures.py",
+        "src/resflow/pipeline.py",
+        "flows/training.py",
+        "pyproject.toml",
+    ):
         with (copied.root / path).open("a") as file:
             file.write("# changed\n")
     text = (copied.root / "params.yaml").read_text()
