@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from resflow.data.batches import to_input
-from resflow.errors import DataError
+from resflow.errors import DataError, TrainingError
 from resflow.nets.fusion import fused
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ __all__ = ["check_fit", "deterministic", "device", "logits"]
 
 
 def device(wanted: str) -> str:
-    """`cpu` or `cuda` for `train.device`, where `auto` takes the GPU if there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    """`cpu` or `cuda` for `train.device`, where `auto` takes the GPU if there is one. Raises `TrainingError`."""
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise TrainingError("train.device", "is cuda, but no GPU is found", "Set it to auto or cpu")
+    return ("cuda" if there else "cpu") if wanted == "auto" else wanted
 
 
 def check_fit(path: Path, card: ModelCard, test: Split) -> None:

@@ -85,10 +85,15 @@ class Campaign:
         for trial in self._trials:
             check(trial, given)
 
+    def key(self, trial: Trial) -> str:
+        """Of its result: a speed is one of this machine, with this GPU."""
+        place = machine("torch", device=trial.train["device"]) if trial.kind != "train" else ""
+        return digest([self._code, self._data, trial.asked, place])
+
     @property
     def pending(self) -> list[Trial]:
         """Those without a result of this code and data, in the order in which they run."""
-        return [trial for trial in self._trials if not self._records.done(self._key(trial))]
+        return [trial for trial in self._trials if not self._records.done(self.key(trial))]
 
     def run(self, say: Callable[[str], None]) -> None:
         """Run what is pending; each result is recorded at once. Raises `ResflowError`."""
@@ -111,13 +116,13 @@ class Campaign:
         result = perform(trial, self._ground)
         seconds = time.perf_counter() - started
         record = Record(
-            key=self._key(trial),
+            key=self.key(trial),
             code=self._code,
             data=self._data,
             asked=trial.asked,
             result=result,
             seconds=round(seconds, 2),
-            machine=machine("torch"),
+            machine=machine("torch", device=trial.train["device"]),
             load=round(os.getloadavg()[0], 1),
         )
         self._records.add(record)
@@ -128,11 +133,6 @@ class Campaign:
         else:
             told = f"error {result['train_error']:.2%} in training, {result['validation_error']:.2%} in validation"
         return seconds, f"{_named(trial)}: {told}"
-
-    def _key(self, trial: Trial) -> str:
-        # a speed is one of this machine
-        place = machine("torch") if trial.kind != "train" else ""
-        return digest([self._code, self._data, trial.asked, place])
 
     def _foreseen(self, pending: list[Trial], say: Callable[[str], None]) -> list[float]:
         """Seconds that each will take, from runs of the same structure here, or else from a few of its steps."""
@@ -150,11 +150,11 @@ class Campaign:
 
     def _known(self) -> dict[str, float]:
         """Seconds an image of the trainings that this machine has done, by kind; the newest counts."""
-        here = machine("torch")
+        here = {device: machine("torch", device=device) for device in {each.train["device"] for each in self._trials}}
         return {
             _kind(record.asked): record.seconds / self._images(record.asked)
             for record in self._records
-            if record.machine == here and record.asked["kind"] == "train"
+            if record.asked["kind"] == "train" and record.machine == here.get(record.asked["train"]["device"])
         }
 
     def _images(self, asked: dict[str, Any]) -> float:
@@ -207,7 +207,8 @@ def _all(experiment: Experiment) -> Iterator[Trial]:
 
 def _kind(asked: dict[str, Any]) -> str:
     """What decides how long an image takes."""
-    return digest([asked["structure"], asked["net"], asked["train"]["batch_size"], asked["train"]["threads"]])
+    train = (asked["train"][key] for key in ("batch_size", "device", "threads", "precision", "compile"))
+    return digest([asked["structure"], asked["net"], *train])
 
 
 def _named(trial: Trial) -> str:

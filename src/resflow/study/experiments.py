@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from resflow.errors import ParamsError
+from resflow.evaluation import inference
 from resflow.params import Params, Study, Train
 
 __all__ = ["KINDS", "NAMES", "OFF", "Experiment", "Point", "Trial", "chosen", "plan"]
@@ -135,10 +136,15 @@ def chosen(params: Params, names: Sequence[str]) -> tuple[Experiment, ...]:
 
 
 def plan(study: Study, machine: Train) -> tuple[Experiment, ...]:
-    """All experiments, in the order of `NAMES`; of `machine` only device, threads, precision and compile are taken."""
+    """All experiments, in the order of `NAMES`; of `machine` only device, threads, precision and compile are taken.
+
+    The device `auto` becomes the one that this machine has, so that a result is never taken for one of another.
+    """
     recipe = {
         **RECIPE,
-        **machine.model_dump(include={"device", "threads", "precision", "compile"}),
+        **machine.model_dump(include={"threads", "precision", "compile"}),
+        # `cuda` is not looked for: a report may be of what another machine recorded
+        "device": inference.device("auto") if machine.device == "auto" else machine.device,
         "epochs": study.epochs,
         "batch_size": study.batch_size,
         "lr": study.lr,

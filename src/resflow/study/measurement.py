@@ -146,7 +146,7 @@ def _loop(
 
 
 def _device(trial: Trial) -> torch.device:
-    return torch.device(inference.device(trial.train["device"]))
+    return torch.device(trial.train["device"])
 
 
 def _norms(net: nn.Module) -> list[float]:
@@ -188,7 +188,8 @@ def _through_ray(trial: Trial, ground: Ground) -> float:
 
 
 def check(trial: Trial, ground: Ground) -> None:
-    """Refuse what cannot run before anything does. Raises `NetError`, `DataError`."""
+    """Refuse what cannot run before anything does. Raises `NetError`, `DataError`, `TrainingError`."""
+    inference.device(trial.train["device"])
     card(trial, ground)
     batch, there = trial.train["batch_size"], min(trial.images, len(ground.training.labels))
     if trial.kind != "speed" and there < batch:

@@ -44,8 +44,8 @@ def code(patterns: tuple[str, ...]) -> str:
     return digested.hexdigest()[:16]
 
 
-def machine(*packages: str) -> str:
-    """Processor, cores, and the versions of Python and of packages, in one line."""
+def machine(*packages: str, device: str = "cpu") -> str:
+    """Processor, cores, the GPU where `device` is `cuda`, and the versions of Python and of packages, in one line."""
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:  # no Linux
@@ -53,7 +53,12 @@ def machine(*packages: str) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = found[1] if found else platform.processor() or platform.machine()
     versions = [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in packages)]
-    return f"{name}, {cores} cores; {', '.join(versions)}"
+    gpu = ""
+    if device == "cuda":
+        import torch
+
+        gpu = f", {torch.cuda.get_device_name()}"
+    return f"{name}, {cores} cores{gpu}; {', '.join(versions)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ class Record:
     result: dict[str, Any]
     seconds: float
     machine: str
-    """Processor, cores and versions."""
+    """Processor, cores, the GPU where one was used, and versions."""
     load: float
     """Of the machine in the minute before its end: above the number of cores, times are too long."""
 

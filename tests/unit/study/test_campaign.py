@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from resflow.data.arrays import Split
 from resflow.errors import DataError, NetError, TrainingError
@@ -53,6 +54,33 @@ def test_a_stopped_study_goes_on_and_runs_nothing_twice(experiments: tuple[Exper
     assert Campaign(few, records, GROUND, "data").pending == []
     assert len(Campaign(few, records, GROUND, "other data").pending) == total
     assert {"plain8", "resnet8", "preact_resnet8", "article_cnn"} <= {record.asked["structure"] for record in records}
+
+
+def test_a_speed_is_one_of_this_gpu_and_an_error_one_of_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def campaign(records: Records, gpu: str) -> Campaign:
+        """One where torch finds this GPU, and none where its name is empty."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpu))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+        return Campaign(plan(STUDY, settings(device="auto")), records, GROUND, "data")
+
+    records = Records(tmp_path / "results.jsonl")
+    first = campaign(records, "H100")
+    for trial in first.pending:
+        made = {"key": first.key(trial), "asked": trial.asked, "code": "c", "data": "d", "result": {}}
+        records.add(Record(**made, seconds=1.0, machine="m", load=0.0))
+    assert campaign(records, "H100").pending == []
+    assert {trial.kind for trial in campaign(records, "H200").pending} == {"speed", "workers"}
+    on_cpu = campaign(records, "").pending
+    assert len(on_cpu) == len(records)
+    assert {trial.train["device"] for trial in on_cpu} == {"cpu"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"train\.device: is cuda, but no GPU is found"):
+        Campaign(plan(STUDY, settings(device="cuda")), Records(tmp_path / "r"), GROUND, "data")
 
 
 def test_a_trial_gives_the_same_figures_again(experiments: tuple[Experiment, ...]) -> None:
