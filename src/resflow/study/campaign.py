@@ -29,19 +29,23 @@ RESULTS = "results.jsonl"
 PREPARED, SHEET = Path("data/prepared"), Path("data/datasheet.json")
 """What the stage `prepare` made, within the project."""
 
-CODE = (
+TRAINING = (
     "nets/*.py",
     "data/arrays.py",
     "data/augment.py",
     "data/batches.py",
+    "data/idx.py",
     "evaluation/inference.py",
     "evaluation/metrics.py",
+    "training/adversary.py",
     "training/gradients.py",
     "training/loop.py",
     "training/optimizer.py",
     "study/measurement.py",
 )
-"""What the results depend on; what is asked is in the key as it is, and how they are shown changes none."""
+CODE = {"train": TRAINING, "speed": TRAINING, "workers": (*TRAINING, "data/*.py", "training/*.py")}
+"""What results depend on, by the kind of trial; what is asked is in the key as it is, and how they are shown changes
+none."""
 CALIBRATION_STEPS = 6
 """The first two or three are slow: memory is taken, and kernels are chosen."""
 FORWARD_SHARE = 0.3
@@ -79,7 +83,7 @@ class Campaign:
 
     def __init__(self, experiments: Iterable[Experiment], records: Records, given: Ground, data: str) -> None:
         """Raises `NetError` or `DataError` for a trial that cannot run."""
-        self._records, self._ground, self._data, self._code = records, given, data, code(CODE)
+        self._records, self._ground, self._data = records, given, data
         trials = {digest(trial.asked): trial for experiment in experiments for trial in _all(experiment)}
         self._trials = sorted(trials.values(), key=lambda trial: trial.seed)
         for trial in self._trials:
@@ -88,7 +92,7 @@ class Campaign:
     def key(self, trial: Trial) -> str:
         """Of its result: a speed is one of this machine, with this GPU."""
         place = machine("torch", device=trial.train["device"]) if trial.kind != "train" else ""
-        return digest([self._code, self._data, trial.asked, place])
+        return digest([code(CODE[trial.kind]), self._data, trial.asked, place])
 
     @property
     def pending(self) -> list[Trial]:
@@ -117,7 +121,7 @@ class Campaign:
         seconds = time.perf_counter() - started
         record = Record(
             key=self.key(trial),
-            code=self._code,
+            code=code(CODE[trial.kind]),
             data=self._data,
             asked=trial.asked,
             result=result,

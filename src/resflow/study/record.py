@@ -37,7 +37,7 @@ def digest(value: Any) -> str:
 def code(patterns: tuple[str, ...]) -> str:
     """One name for the modules of this package whose paths match, by their content."""
     root = Path(resflow.__file__).parent
-    files = sorted(path for pattern in patterns for path in root.glob(pattern))
+    files = sorted({path for pattern in patterns for path in root.glob(pattern)})
     digested = hashlib.sha256()
     for path in files:
         digested.update(f"{path.relative_to(root).as_posix()} {sha256(path)}\n".encode())

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import resflow
 from resflow.data.arrays import Split
 from resflow.errors import DataError, NetError, TrainingError
-from resflow.study.campaign import Campaign, alone
+from resflow.study.campaign import CODE, Campaign, alone
 from resflow.study.experiments import OFF, Experiment, plan
 from resflow.study.measurement import Ground, perform
 from resflow.study.record import Record, Records
-from tests.unit.study.conftest import STUDY
+from tests.unit.study.conftest import SIZES, STUDY
 from tests.unit.training.small import CARD, TRAINING, VALIDATION, settings, split
 
 GROUND = Ground(
@@ -81,6 +84,34 @@ def test_a_speed_is_one_of_this_gpu_and_an_error_one_of_its_device(
 def test_a_gpu_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"train\.device: is cuda, but no GPU is found"):
         Campaign(plan(STUDY, settings(device="cuda")), Records(tmp_path / "r"), GROUND, "data")
+
+
+LOADS = f"""
+import sys
+from resflow.params import Study
+from resflow.study.experiments import plan
+from resflow.study.measurement import Ground, perform
+from tests.unit.training.small import CARD, TRAINING, settings
+
+trial = plan(Study.model_validate({SIZES}), settings())[0].points[0].trials[0]
+splits = {{name: TRAINING for name in ("training", "validation", "test")}}
+perform(trial, Ground(**splits, classes=CARD.classes, mean=CARD.mean, std=CARD.std))
+print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("resflow.")))
+import resflow.training.cluster
+print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("resflow.")))
+"""
+"""A training of the study, and what it has loaded; then what comes with Ray Train."""
+
+
+def test_the_code_that_a_trial_loads_is_in_its_key() -> None:
+    """But for what is asked and how it is checked, which are in the key by their values, and for files and errors."""
+    tests, package = Path(__file__).parents[3], Path(resflow.__file__).parent
+    done = subprocess.run([sys.executable, "-c", LOADS], cwd=tests, capture_output=True, text=True, check=True)
+    others = {"errors.py", "files.py", "params.py", "study/experiments.py"}
+    for kind, loaded in zip(("train", "workers"), done.stdout.splitlines(), strict=True):
+        listed = {path for pattern in CODE[kind] for path in package.glob(pattern)}
+        left = {Path(path) for path in loaded.split() if not path.endswith("__init__.py")} - listed
+        assert {path.relative_to(package).as_posix() for path in left} == others
 
 
 def test_a_trial_gives_the_same_figures_again(experiments: tuple[Experiment, ...]) -> None:
