@@ -206,8 +206,12 @@ def front(cells: Sequence[Cell]) -> Answer:
     if not article or not others:
         return _too_few(answer)
     best_article = min(article, key=lambda cell: mean(cell, what))
-    compared = compare([(cell, best_article) for cell in others], what)
-    tested = [each for each in compared if each.verdict != "untested"]
+    best = min(known, key=lambda cell: (cell.diverged, mean(cell, what)))
+    residual = {_key_of(cell): cell for cell in kinds.get("residual", [])}
+    twins = [(cell, residual[_key_of(cell)]) for cell in kinds.get("plain", []) if _key_of(cell) in residual]
+    pairs = [(cell, best_article) for cell in others] + [(cell, best) for cell in known if cell is not best] + twins
+    against = {(id(each.one), id(each.other)): each for each in compare(pairs, what)}
+    tested = [each for cell in others if (each := against[id(cell), id(best_article)]).verdict != "untested"]
     lasting = [each for each in tested if each.one.point.group == "residual" and each.is_as_good]
     reference = f"{best_article.point.label} ({shown(best_article.sample(what))})"
     if lasting:
@@ -235,18 +239,15 @@ def front(cells: Sequence[Cell]) -> Answer:
     for key, name in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
         kept = [cell.point.label for cell in _pareto(known, key, what)]
         answer.sentences.append(f"On the front of {name} and mean validation error: {listed(kept)}.")
-    answer.sentences.append(_choice(known, what))
-    residual = {_key_of(cell): cell for cell in kinds.get("residual", [])}
-    plain = [(cell, residual[_key_of(cell)]) for cell in kinds.get("plain", []) if _key_of(cell) in residual]
-    for each in compare(plain, what):
-        answer.sentences.append(f"Without shortcuts, {each.one.point.label}: validation error {each}.")
+    answer.sentences.append(_choice(best, [against[id(cell), id(best)] for cell in known if cell is not best], what))
+    for one, other in twins:
+        if told := against.get((id(one), id(other))):
+            answer.sentences.append(f"Without shortcuts, {one.point.label}: validation error {told}.")
     return answer
 
 
-def _choice(known: Sequence[Cell], what: str) -> str:
-    """The cheapest of those that are as good as the best."""
-    best = min(known, key=lambda cell: (cell.diverged, mean(cell, what)))
-    near = compare([(cell, best) for cell in known if cell is not best], what)
+def _choice(best: Cell, near: Sequence[Compared], what: str) -> str:
+    """The cheapest of those that are as good as the best, of those that were compared with it."""
     untested = sum(each.verdict == "untested" for each in near)
     equals = [best, *(each.one for each in near if each.is_as_good)]
     choice = min(equals, key=lambda cell: (_price(cell, "macs"), _price(cell, "parameters")))

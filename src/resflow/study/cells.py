@@ -98,12 +98,16 @@ def groups(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 
 
 def compare(pairs: Sequence[tuple[Cell, Cell]], what: str) -> list[Compared]:
-    """Those pairs that have results, their p-values corrected for all of them."""
+    """Those pairs that have results, their p-values corrected for all of them; a pair asked for twice counts once."""
     known = [(one, other) for one, other in pairs if one.sample(what) and other.sample(what)]
-    alone = [welch(figure(one, what), figure(other, what)) for one, other in known]
+    names = [frozenset((id(one), id(other))) for one, other in known]  # the same both ways
+    alone = {
+        name: welch(figure(one, what), figure(other, what)) for name, (one, other) in zip(names, known, strict=True)
+    }
+    corrected = dict(zip(alone, holm([*alone.values()]), strict=True))
     return [
-        Compared(one=one, other=other, what=what, alone=single, p=p)
-        for (one, other), single, p in zip(known, alone, holm(alone), strict=True)
+        Compared(one=one, other=other, what=what, alone=alone[name], p=corrected[name])
+        for name, (one, other) in zip(names, known, strict=True)
     ]
 
 

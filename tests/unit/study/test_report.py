@@ -77,6 +77,32 @@ def test_a_great_difference_that_fails_the_test_only_after_correction_is_open(
     assert any(line.startswith("Open") and "gelu" in line for line in said)
 
 
+def test_all_that_the_front_compares_is_corrected_as_one_family(
+    experiments: tuple[Experiment, ...], tmp_path: Path
+) -> None:
+    """Twins alone are two comparisons, where a p of 0.02 would pass; with all others of the question it does not."""
+
+    def plain_worse(trial: Trial, draw: np.random.Generator) -> float:
+        worse = trial.net.get("block") == "plain" and trial.net["widths"][0] == 2
+        return (0.15 if worse else 0.1) + 0.01 * trial.seed  # alone p = 0.02
+
+    said = answers(experiments, recorded(Records(tmp_path / "twins.jsonl"), experiments, plain_worse))["front"]
+    (twin,) = (line for line in said if line.startswith("Without shortcuts, plain, width 2"))
+    assert "open, more runs would tell" in twin
+
+
+def test_a_pair_that_is_compared_twice_counts_once(experiments: tuple[Experiment, ...]) -> None:
+    points = experiments[0].points[:3]
+    one, other, third = (
+        Cell(point=point, results=tuple({"error": mean + at / 100} for at in range(2)))
+        for point, mean in zip(points, (0.1, 0.15, 0.2), strict=True)
+    )
+    once = compare([(one, other), (other, third)], "error")
+    again = compare([(one, other), (other, third), (other, one), (one, other)], "error")
+    assert [each.p for each in again] == [once[0].p, once[1].p, once[0].p, once[0].p]
+    assert again[2].difference == -again[0].difference
+
+
 def test_a_much_worse_structure_is_never_chosen_for_want_of_runs(
     experiments: tuple[Experiment, ...], tmp_path: Path
 ) -> None:
