@@ -153,6 +153,9 @@ def test_a_stage_reads_what_dvc_yaml_declares_and_nothing_else(name: str, copied
     assert foreign - wanted == set(), f"{name} reads these, but dvc.yaml does not declare them"
     assert wanted - foreign == set(), f"dvc.yaml declares these, but {name} does not read them"
 
+    loads_compiler = any("/torch/_dynamo/" in path for path in read["files"])
+    assert loads_compiler <= (name == "analyze"), "it loads torch's compiler, which takes longer than its own work"
+
     leaves = {key for key in read["params"] if not any(other.startswith(f"{key}.") for other in read["params"])}
     leaves -= set(CHANGES_NO_RESULT)
     known = stage["params"]

@@ -215,6 +215,8 @@ def _compiled(net: nn.Module, train: Train) -> nn.Module:
     """What computes as `net` does, with its parameters; `net` itself stays as it is, for validation and copies."""
     if not train.compile:
         return net
+    # tells the compiler too
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
     on_gpu = next(net.parameters()).device.type == "cuda"
     if not on_gpu:
         _check_compiler()

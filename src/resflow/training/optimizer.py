@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import unwrap
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,8 +41,27 @@ def make(net: nn.Module, train: Train) -> torch.optim.Optimizer:
     others = [p for p in net.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0, fused=True)
+        return _AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
+    return _SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0, fused=True)
+
+
+class _Eager(torch.optim.Optimizer):
+    """Methods without their wrappers, which load torch's compiler, a second's work, to keep it out.
+
+    Nothing is compiled but the network.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class _SGD(_Eager, torch.optim.SGD):
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
+class _AdamW(_Eager, torch.optim.AdamW):
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def average(net: nn.Module, train: Train) -> AveragedModel | None:
