@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -79,6 +80,7 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[flo
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor more; our checkpoints need no notice
     if job.train.workers[0] < job.train.workers[1]:  # else a lost node is waited for, a minute by default
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     display = Display(job.train, live)
@@ -280,6 +282,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
     """Meanwhile, show on this machine what the first worker hands to the function given.
 
     Ray's own way, bringing all that workers print to the driver, brings its log too, and twice from shared hosts.
+    What is handed over goes through the queue pickled, so that the queue's process need not import what it is made of.
     """
     import ray
     from ray.exceptions import RayError
@@ -294,7 +297,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
             last = done.is_set()
             try:
                 while True:
-                    display.show(queue.get_nowait())
+                    display.show(pickle.loads(queue.get_nowait()))
             except Empty:
                 pass
             except RayError:
@@ -309,7 +312,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield queue.put
+        yield lambda event: queue.put(pickle.dumps(event))
     finally:
         done.set()
         watcher.join()
