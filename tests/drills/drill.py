@@ -18,13 +18,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from tests.conftest import Project
-from tests.integration.ray_nodes import descendants, gone
+from tests.integration.ray_nodes import command_line, descendants, gone, train_workers
 
-RECIPE: dict[str, Any] = {"train__epochs": 12, "train__batch_size": 10, "checkpoint__steps": 7}
+RECIPE: dict[str, Any] = {"train__epochs": 8, "train__batch_size": 10, "checkpoint__steps": 7}
 """Long enough to be killed in the middle; a checkpoint every few hundredths of a second."""
 OUTPUTS = ("models/model.safetensors", "metrics/train.json", "plots/train/curves.csv")
 START_SECONDS, END_SECONDS = 120, 20
@@ -42,14 +41,11 @@ class Kind:
     """The command itself goes on and ends well."""
 
 
-def train_workers(driver: subprocess.Popen[str]) -> list[int]:
-    """The processes in which Ray trains."""
-    return [pid for pid in descendants(driver.pid) if b"RayTrainWorker" in _command_line(pid)]
-
-
 KINDS = {
     "stage": Kind("the stage, training in its own process", ("resflow", "stage", "train")),
-    "worker": Kind("a training worker of Ray", ("resflow", "stage", "train"), 2, train_workers, True),
+    "worker": Kind(
+        "a training worker of Ray", ("resflow", "stage", "train"), 2, lambda driver: train_workers(driver.pid), True
+    ),
     "driver": Kind("the driver of a Ray cluster", ("resflow", "stage", "train"), 2),
     "dvc": Kind("`dvc repro`", ("dvc", "repro", "--force", "--single-item", "train")),
     "flow": Kind("the Prefect flow, `resflow run`", ("resflow", "run", "--no-release")),
@@ -89,7 +85,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
             least = min(steps[-1], last_step() - 1) if steps else 0
             if not wait_until_step(project, process, draw.randrange(least, last_step())):
                 break  # it was faster than this look at it
-            servers = [pid for pid in descendants(process.pid) if b"flows.temporary" in _command_line(pid)]
+            servers = [pid for pid in descendants(process.pid) if b"flows.temporary" in command_line(pid)]
             step, victims = newest(project), kind.victims(process)
             if not victims:  # likewise: the command is about to end by itself
                 process.wait(END_SECONDS)
@@ -134,13 +130,6 @@ def wait_until_step(project: Project, process: subprocess.Popen[str], step: int)
         assert time.monotonic() < deadline, "training does not go on"
         time.sleep(0.005)
     return process.poll() is None
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def _end(process: subprocess.Popen[str], gently: bool) -> None:

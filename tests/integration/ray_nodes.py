@@ -41,6 +41,19 @@ def descendants(pid: int) -> list[int]:
     return [*found, *(below for child in found for below in descendants(child))]
 
 
+def command_line(pid: int) -> bytes:
+    """Empty for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def train_workers(pid: int) -> list[int]:
+    """Processes below `pid` in which Ray trains."""
+    return [below for below in descendants(pid) if b"RayTrainWorker" in command_line(below)]
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
