@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from resflow.data.augment import Batch
 from resflow.errors import SetupError
 from resflow.evaluation import inference
 from resflow.nets.fusion import fused
-from resflow.study import peak
+from resflow.study import memory, peak
 from resflow.study.kinds import kind
 from resflow.study.size import size
 from resflow.training import optimizer as optimizers
@@ -238,7 +237,7 @@ def _enough_memory(
     if train:  # with gradients; what the optimiser and kernels take comes on top. bfloat16 keeps half as much at best
         kept = exact.kept_bytes // (2 if train.precision == "bfloat16" else 1)
         needed = count * kept + 2 * 4 * exact.parameters
-    free = _free_bytes(device)
+    free = memory.free(device)
     if free is not None and needed > free:
         problem = f"{what} on batches of {count} takes more than {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} are free"
         raise SetupError(name, problem, f"Lower {setting}")
@@ -249,15 +248,3 @@ def _enough_memory(
             raise
         problem = f"{what} on batches of {count} does not fit in memory"
         raise SetupError(name, problem, f"Lower {setting}") from error
-
-
-def _free_bytes(device: torch.device) -> int | None:
-    """That this process could still take; None where nobody says."""
-    if device.type == "cuda":
-        kept_for_later = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept_for_later
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
