@@ -16,7 +16,7 @@ from resflow.errors import DataError, TrainingError
 from resflow.study import plan as plans
 from resflow.study import results, trial
 from resflow.study.plan import Plan
-from resflow.study.trial import Record
+from resflow.study.trial import Training
 from resflow.training.cluster import connected
 from tasks.stages import log
 
@@ -24,7 +24,7 @@ __all__ = ["finals", "report", "trials"]
 
 
 @task(task_run_name="trials", cache_policy=NO_CACHE)
-def trials(plan: Plan) -> list[Record]:
+def trials(plan: Plan) -> list[Training]:
     """Train what is left of the trials; returns the front. Raises `TrainingError`."""
     left, wanted = plans.remaining(plan), plan.params.search.trials
     log(f"trials: {left} of {wanted} to train, {wanted - left} found" if left else f"trials: all {wanted} found")
@@ -42,7 +42,7 @@ def trials(plan: Plan) -> list[Record]:
 
 
 @task(task_run_name="finals", cache_policy=NO_CACHE)
-def finals(plan: Plan, front: list[Record]) -> None:
+def finals(plan: Plan, front: list[Training]) -> None:
     """Train the points of the front with seeds of their own. Raises `TrainingError`."""
     there = {record.name for record in trial.read(plan.finals)}
     left = [job for record in front for job in plans.finals_of(plan, record) if job.name not in there]
@@ -55,7 +55,7 @@ def finals(plan: Plan, front: list[Record]) -> None:
 
 
 @task(task_run_name="report", cache_policy=NO_CACHE)
-def report(root: Path, plan: Plan, front: list[Record]) -> dict[str, Any]:
+def report(root: Path, plan: Plan, front: list[Training]) -> dict[str, Any]:
     """Measure the points on the test split and write study/search.*; a table in the UI. Raises `DataError`."""
     try:
         earlier = results.load(root)

@@ -21,7 +21,7 @@ from resflow.study import budget, space, trial
 from resflow.study.budget import Price
 from resflow.study.front import first_front
 from resflow.study.space import Point
-from resflow.study.trial import Record
+from resflow.study.trial import Training
 from resflow.training.cluster import Job
 from resflow.training.remote import Bucket
 
@@ -63,12 +63,12 @@ class Plan:
         return trial.job_of(self.base, self.params, point, seed=self.params.seed, epochs=self.params.search.epochs)
 
 
-def known(plan: Plan) -> list[Record]:
+def known(plan: Plan) -> list[Training]:
     """The trials at points of this space that were begun, by whatever search, with this code, data and parameters."""
     return [record for record in trial.read(plan.trials) if _is_ours(plan, record)]
 
 
-def _is_ours(plan: Plan, record: Record) -> bool:
+def _is_ours(plan: Plan, record: Training) -> bool:
     if not space.contains(plan.params.search.space, record.point):
         return False
     try:
@@ -82,12 +82,12 @@ def _is_ours(plan: Plan, record: Record) -> bool:
     return name == record.name
 
 
-def _is_slow(plan: Plan, record: Record) -> bool:
+def _is_slow(plan: Plan, record: Training) -> bool:
     most = plan.params.search.max_seconds
     return most is not None and record.seconds is not None and record.seconds > most
 
 
-def allowed(plan: Plan, record: Record) -> bool:
+def allowed(plan: Plan, record: Training) -> bool:
     """Whether a trial is within the budgets."""
     price = Price(parameters=record.parameters, macs=record.macs, latency_ms=record.latency_ms)
     return budget.excess(plan.params.search, price) is None and not _is_slow(plan, record)
@@ -104,7 +104,7 @@ def remaining(plan: Plan) -> int:
     return max(0, plan.params.search.trials - done)
 
 
-def front(plan: Plan) -> list[Record]:
+def front(plan: Plan) -> list[Training]:
     """The trials that no other beats in accuracy, MACs and latency together, the most accurate first.
 
     Those within the budgets count that nothing stopped.
@@ -114,7 +114,7 @@ def front(plan: Plan) -> list[Record]:
     return sorted((whole[at] for at in chosen), key=lambda record: (-record.accuracy, record.macs, record.number))
 
 
-def finals_of(plan: Plan, record: Record) -> list[Job]:
+def finals_of(plan: Plan, record: Training) -> list[Job]:
     """The trainings of a point with seeds of their own, and for `train.epochs`: its first seed is why it was chosen."""
     first, epochs = plan.params.seed + 1, plan.params.train.epochs
     seeds = [seed % 2**32 for seed in range(first, first + plan.params.search.final_seeds)]

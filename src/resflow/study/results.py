@@ -24,7 +24,7 @@ from resflow.study import budget, trial
 from resflow.study.canvas import blank, png
 from resflow.study.front import first_front, fronts
 from resflow.study.plan import Plan, allowed, finals_of, known, objectives
-from resflow.study.trial import Record
+from resflow.study.trial import Training
 
 __all__ = ["COLUMNS", "FILE", "load", "measured", "rows", "save"]
 
@@ -35,7 +35,7 @@ COLUMNS = ("point", "validation", "test", "parameters", "MACs", "latency ms", "w
 """Of the table on the terminal."""
 
 
-def measured(plan: Plan, chosen: Sequence[Record], earlier: dict[str, Any] | None) -> dict[str, Any]:
+def measured(plan: Plan, chosen: Sequence[Training], earlier: dict[str, Any] | None) -> dict[str, Any]:
     """The report on the chosen points, whose trainings are done: each is measured on the test split, once.
 
     What `earlier`, a report of before, has of the same trainings is taken from there. The most accurate comes first.
@@ -63,7 +63,7 @@ def measured(plan: Plan, chosen: Sequence[Record], earlier: dict[str, Any] | Non
     }
 
 
-def _point(plan: Plan, record: Record, runs: dict[str, Record], before: dict[str, float]) -> dict[str, Any]:
+def _point(plan: Plan, record: Training, runs: dict[str, Training], before: dict[str, float]) -> dict[str, Any]:
     jobs = [job for job in finals_of(plan, record) if runs[job.name].status == "done"]
     tested = {job.name: before[job.name] if job.name in before else _test(plan, job.name) for job in jobs}
     resolved = plan.resolved(record.point)

@@ -35,7 +35,7 @@ from resflow.params import Range
 from resflow.study import budget, space, trial
 from resflow.study.plan import Plan, clear, finals_of, known, remaining
 from resflow.study.space import Point
-from resflow.study.trial import Outcome, Record, Status
+from resflow.study.trial import Outcome, Status, Training
 from resflow.training.cluster import Job
 from resflow.training.reader import cause
 
@@ -126,7 +126,7 @@ def _trial(config: dict[str, Any], plan: Plan) -> None:
 class Proposals(OptunaSearch):
     """Optuna's proposals but for those that are known, that are no network, or that a budget excludes."""
 
-    def __init__(self, plan: Plan, past: list[Record], say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, past: list[Training], say: Callable[[str], None]) -> None:
         spread = plan.params.search.space
         names: dict[str, Any] = {"storage": optuna.storages.InMemoryStorage(), "study_name": "resflow"}
         directions = ["maximize" if mode == "max" else "minimize" for mode in MODES]
@@ -146,7 +146,7 @@ class Proposals(OptunaSearch):
         self._latencies = {plan.job(record.point).card.structure: record.latency_ms for record in past}
         self._numbers = {record.name: record.number for record in past}
         self._asked: dict[str, str] = {}
-        self.begun: dict[str, Record] = {}
+        self.begun: dict[str, Training] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """A new point as the configuration of a trial, None to wait for those that run, or `FINISHED`."""
@@ -167,7 +167,7 @@ class Proposals(OptunaSearch):
         self.wanted = 0
         return None if running else Searcher.FINISHED
 
-    def _begin(self, point: Point) -> Record | None:
+    def _begin(self, point: Point) -> Training | None:
         plan = self._plan
         try:
             job = plan.job(point)
@@ -182,7 +182,7 @@ class Proposals(OptunaSearch):
         self._latencies[job.card.structure] = latency_ms
         if budget.excess(plan.params.search, replace(paid, latency_ms=latency_ms)):
             return None
-        record = Record(
+        record = Training(
             name=job.name,
             number=self._numbers.setdefault(job.name, 1 + max(self._numbers.values(), default=0)),
             point=point,
@@ -271,7 +271,7 @@ class _Stop(tune.Stopper):
         return self._keeper.lost or self._keeper.failure is not None
 
 
-def _replay(asha: ASHAScheduler, past: list[Record]) -> None:
+def _replay(asha: ASHAScheduler, past: list[Training]) -> None:
     """Tell ASHA what earlier trials reached, so that new ones are held against them too."""
     controller: Any = None  # which it does not ask
     for record in past:
@@ -295,7 +295,7 @@ def _resources(plan: Plan) -> dict[str, float]:
     return {"cpu": plan.params.search.cpus, **({"gpu": 1} if on_gpu else {})}
 
 
-def run_finals(plan: Plan, chosen: list[Record], say: Callable[[str], None]) -> None:
+def run_finals(plan: Plan, chosen: list[Training], say: Callable[[str], None]) -> None:
     """Train the chosen points again, as many at a time as Ray has room for. Raises what a training raised."""
     there = {record.name for record in trial.read(plan.finals)}
     wanted = {job.name: (record, job) for record in chosen for job in finals_of(plan, record) if job.name not in there}
@@ -326,7 +326,7 @@ def _final(job: Job) -> Outcome | ResflowError:
         return error
 
 
-def _keep_final(plan: Plan, record: Record, job: Job, outcome: Outcome) -> Record:
+def _keep_final(plan: Plan, record: Training, job: Job, outcome: Outcome) -> Training:
     """The model first: the record says that it is there."""
     if outcome.status == "done":
         model_file.save(plan.finals / f"{job.name}.safetensors", outcome.weights, job.card)
@@ -344,7 +344,7 @@ def _keep_final(plan: Plan, record: Record, job: Job, outcome: Outcome) -> Recor
     return ended
 
 
-def _line(record: Record) -> str:
+def _line(record: Training) -> str:
     reached = f"validation accuracy {record.accuracy:.2%} after {len(record.accuracies)} of {record.epochs} epochs"
     ends = {"stopped": ", stopped early", "diverged": ", diverged", "slow": ", above search.max_seconds"}
     point = "  ".join(f"{name.partition('.')[2]} {value}" for name, value in record.point.items())

@@ -33,7 +33,7 @@ from resflow.study.space import Point
 from resflow.training import checkpoint, loop
 from resflow.training.cluster import Job, local_arrays
 
-__all__ = ["Outcome", "Record", "Status", "job_of", "read", "train"]
+__all__ = ["Outcome", "Status", "Training", "job_of", "read", "train"]
 
 Status = Literal["running", "done", "stopped", "diverged", "slow"]
 """`stopped` early by ASHA; `slow` is above `search.max_seconds`."""
@@ -42,7 +42,7 @@ CODE = ("data/*.py", "nets/*.py", "training/*.py")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Training:
     """What is kept of a training, as JSON."""
 
     name: str
@@ -88,14 +88,14 @@ class Outcome:
     """Why it diverged."""
 
 
-def read(folder: Path) -> list[Record]:
+def read(folder: Path) -> list[Training]:
     """All records there, in the order in which they were begun; what is damaged is as if it were not there."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
             fields |= {key: tuple(fields[key]) for key in ("rule", "accuracies")}  # JSON has lists only
-            found.append(Record(**fields))
+            found.append(Training(**fields))
         except (ValueError, TypeError, KeyError, OSError):
             continue
     return sorted(found, key=lambda record: (record.number, record.name))

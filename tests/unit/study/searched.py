@@ -12,7 +12,7 @@ from resflow.data import arrays
 from resflow.files import sha256, write_together
 from resflow.params import Params
 from resflow.study.plan import Plan
-from resflow.study.trial import Record
+from resflow.study.trial import Training
 from resflow.training.cluster import Job
 from resflow.training.remote import Arrays
 from tests.unit.training.small import CARD, SETTINGS, TRAINING, VALIDATION
@@ -60,10 +60,10 @@ def plan(root: Path, **search: Any) -> Plan:
     return Plan(params=asked, base=base, folder=root / "study", address=None)
 
 
-def record(of: Plan, number: int, **changes: Any) -> Record:
+def record(of: Plan, number: int, **changes: Any) -> Training:
     """The record of a trial that ended, at another rate for each number."""
     point = {**POINT, "train.lr": round(0.1 + number / 1000, 3)}
-    made = Record(
+    made = Training(
         name=of.job(point).name,
         number=number,
         point=point,
