@@ -26,6 +26,8 @@ __all__ = ["CORRUPTIONS", "SEVERITIES", "corrupt", "corrupted"]
 SEVERITIES = range(1, 6)
 SIDE = 28
 """Of the images that lengths in pixels are meant for."""
+AT_ONCE = 2**19
+"""Pixels that are corrupted at once, of whole images: 668 of 28x28, 10 of 224x224. Fixed, since bits depend on it."""
 LINES = 5
 """Lines are drawn for the greatest severity; a lesser one has the first of them."""
 
@@ -48,11 +50,14 @@ def corrupt(images: NDArray[np.uint8], name: str, severity: int, seed: int) -> N
 
 def corrupted(images: NDArray[np.uint8], name: str, level: float, seed: int) -> NDArray[np.uint8]:
     """The same at any level; what a level means is said of each corruption."""
-    # a generator a corruption, so that leaving one out changes no other
-    generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
-    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(255)
-    changed = CORRUPTIONS[name].apply(pixels, level, generator).clamp(0, 1).mul(255).round()
-    return changed.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    count, found = max(1, AT_ONCE // math.prod(images.shape[1:3])), np.empty_like(images)
+    for number, start in enumerate(range(0, len(images), count)):
+        # a generator a corruption, so that leaving one out changes no other
+        generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode()), number]))
+        pixels = torch.from_numpy(np.array(images[start : start + count])).permute(0, 3, 1, 2).float().div_(255)
+        changed = CORRUPTIONS[name].apply(pixels, level, generator).clamp(0, 1).mul(255).round()
+        found[start : start + count] = changed.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return found
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +32,33 @@ def test_images_of_any_size_keep_shape_and_type_and_the_seed_decides(name: str, 
     assert np.array_equal(images, before)
     assert not np.array_equal(first, images)
     assert np.array_equal(corrupt(images, name, 5, seed=0), first)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_images_corrupted_at_once_are_so_however_many_come_after_them(name: str) -> None:
+    large = np.tile(COLOUR[:1, :16, :16], (3, 16, 64, 1))  # two are as many as are corrupted at once
+    found = corrupt(large, name, 3, seed=0)
+    assert np.array_equal(found[:2], corrupt(large[:2], name, 3, seed=0))
+    if name == "gaussian_noise":
+        assert not np.array_equal(found[0], found[2])  # chance does not begin anew
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the most memory of a process is Linux's to say")
+def test_memory_is_taken_for_some_images_at_a_time() -> None:
+    script = """
+import re, numpy as np
+from pathlib import Path
+from resflow.evaluation.corruptions import corrupt
+def most():
+    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+images = np.full((48, 512, 1024, 1), 99, np.uint8)
+corrupt(images[:1], "fog", 3, seed=0)
+before = most()
+corrupt(images, "fog", 3, seed=0)
+print(most() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100  # MiB; the images themselves take 24, and as floats 96, several times
 
 
 # what coarser squares change depends on where their edges fall
