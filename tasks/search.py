@@ -35,8 +35,8 @@ def trials(plan: Plan) -> list[Training]:
             search.run_trials(plan, log)
     front = plans.front(plan)
     if not front:
-        problem = "no trial reached its end: all diverged, or took longer than search.max_seconds"
-        raise TrainingError("search", problem, "Lower the rates of the space, or raise search.max_seconds")
+        problem = "no trial reached its end: all diverged, ran out of memory, or took longer than search.max_seconds"
+        raise TrainingError("search", problem, "Lower the rates or sizes of the space, or raise search.max_seconds")
     log(f"front: {len(front)} points")
     return front
 

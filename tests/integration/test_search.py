@@ -42,6 +42,15 @@ def records(root: Path, kind: str = "trials") -> dict[str, Any]:
     return {path.name: json.loads(path.read_text()) for path in found}
 
 
+def test_a_trial_that_ray_kills_for_the_memory_of_the_machine_is_an_outcome(copied: Project) -> None:
+    copied.edit(search__space=SPACE, search__trials=1, train__max_failures=0)
+    full = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}  # full from the start
+    done = copied.run("python", "-c", TRIALS, **full)
+    assert "epochs, out of memory  (" in done.out
+    assert "Traceback" not in done.err
+    assert [(one["status"], one["accuracies"]) for one in records(copied.root).values()] == [("memory", [])]
+
+
 def test_a_killed_search_goes_on_and_its_front_is_taken_over(copied: Project) -> None:
     copied.edit(search__space=SPACE, search__trials=2, search__final_seeds=1, train__epochs=1)
     command = ["python", "-c", TRIALS]

@@ -79,3 +79,4 @@ def _show_front(report: dict[str, Any]) -> None:
     from resflow.study import results
 
     terminal.table(results.rows(report), *results.COLUMNS)
+    typer.echo(results.ends(report))

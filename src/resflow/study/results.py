@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from operator import methodcaller
 from pathlib import Path
@@ -26,7 +27,7 @@ from resflow.study.front import first_front, fronts
 from resflow.study.plan import Plan, allowed, finals_of, known, objectives
 from resflow.study.trial import Training
 
-__all__ = ["COLUMNS", "FILE", "load", "measured", "rows", "save"]
+__all__ = ["COLUMNS", "FILE", "ends", "load", "measured", "rows", "save"]
 
 FILE = Path("study/search.json")
 """In the project; the table and the picture lie beside it."""
@@ -64,7 +65,9 @@ def measured(plan: Plan, chosen: Sequence[Training], earlier: dict[str, Any] | N
 
 
 def _point(plan: Plan, record: Training, runs: dict[str, Training], before: dict[str, float]) -> dict[str, Any]:
-    jobs = [job for job in finals_of(plan, record) if runs[job.name].status == "done"]
+    finals = finals_of(plan, record)
+    jobs = [job for job in finals if runs[job.name].status == "done"]
+    ended = Counter(runs[job.name].status for job in finals)
     tested = {job.name: before[job.name] if job.name in before else _test(plan, job.name) for job in jobs}
     resolved = plan.resolved(record.point)
     return {
@@ -76,7 +79,8 @@ def _point(plan: Plan, record: Training, runs: dict[str, Training], before: dict
         "trial_accuracy": record.accuracy,
         "validation": _spread([runs[job.name].accuracy for job in jobs]),
         "test": _spread(list(tested.values())),
-        "diverged": plan.params.search.final_seeds - len(jobs),
+        "diverged": ended["diverged"],
+        "memory": ended["memory"],
         "runs": tested,
     }
 
@@ -155,8 +159,8 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             str(point["number"]),
-            _percent(point["validation"]),
-            _percent(point["test"]),
+            _percent(point, "validation"),
+            _percent(point, "test"),
             f"{point['parameters']:,}",
             f"{point['macs'] / 1e6:.2f} M",
             f"{point['latency_ms']:.2f}",
@@ -167,9 +171,16 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _percent(spread: dict[str, Any]) -> str:
+def ends(report: dict[str, Any]) -> str:
+    """How the trials ended, in one line."""
+    counts = Counter(one["status"] for one in report["trials"])
+    return f"trials: {', '.join(f'{counts[status]} {words}' for status, words in trial.ENDS.items() if counts[status])}"
+
+
+def _percent(point: dict[str, Any], split: str) -> str:
+    spread = point[split]
     if not spread["n"]:
-        return "diverged"
+        return trial.ENDS["memory" if point.get("memory") else "diverged"]
     deviation = f" ± {100 * spread['std']:.2f}" if spread["std"] is not None else ""
     return f"{100 * spread['mean']:.2f}{deviation} % ({spread['n']})"
 

@@ -18,13 +18,14 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -49,6 +50,8 @@ QUIET = {
 }
 SLOW = 10
 """Trials in a row that would take longer than `search.max_seconds`, after which none is taken to be fast enough."""
+KILLED = "running low on memory"
+"""What Ray says of a worker that it has killed for the memory of its machine."""
 TRIES = 200
 """Proposals in a row that are nothing new, after which the space is taken to hold no more."""
 
@@ -59,7 +62,7 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
     Raises what a trial raised, or `TrainingError` where Ray gave up.
     """
     os.environ |= QUIET
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # else it misses files that it was told not to write
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it tells is raised, or misses what is not wanted
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shutil.rmtree(plan.folder / "tune", ignore_errors=True)
     past = known(plan)
@@ -97,7 +100,7 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
     if keeper.failure:
         raise keeper.failure
     if keeper.lost:
-        raise cause("Ray Tune", next(iter(results.errors), RuntimeError("a trial was given up")))
+        raise cause("Ray Tune", _first(results.errors))
 
 
 def _trial(config: dict[str, Any], plan: Plan) -> None:
@@ -227,7 +230,12 @@ class _Keeper(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look for trials that were given up: not all of Ray's ways to do that are told to anybody."""
-        self.lost = self.lost or any(trial.status == "ERROR" for trial in trials)
+        for given_up in (each for each in trials if each.status == "ERROR"):
+            begun = self._proposals.begun[given_up.config["name"]]
+            if begun.status == "running" and _was_killed(given_up):
+                accuracies = (given_up.last_result or {}).get("accuracies", ())
+                self._end(replace(begun, status="memory", accuracies=tuple(accuracies)))
+            self.lost = self.lost or self._proposals.begun[begun.name].status == "running"
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep what became of it."""
@@ -244,12 +252,15 @@ class _Keeper(tune.Callback):
             accuracies=tuple(result["accuracies"]),
             seconds=result["seconds"],
         )
+        self._end(ended)
+
+    def _end(self, ended: Training) -> None:
         ended.keep(self._plan.trials)
         self._proposals.begun[ended.name] = ended
-        self._proposals.wanted += status == "slow"
+        self._proposals.wanted += ended.status == "slow"
         clear(self._plan.base, ended.name)
         self._say(_line(ended))
-        self._too_slow = [*self._too_slow, ended.seconds or 0.0] if status == "slow" else []
+        self._too_slow = [*self._too_slow, ended.seconds or 0.0] if ended.status == "slow" else []
         if len(self._too_slow) >= SLOW:
             most, least = self._plan.params.search.max_seconds, min(self._too_slow)
             problem = f"is {most:g}, and of the last {SLOW} trials the fastest would take {least:.3g} s"
@@ -269,6 +280,18 @@ class _Stop(tune.Stopper):
     def stop_all(self) -> bool:
         """Whether to stop all."""
         return self._keeper.lost or self._keeper.failure is not None
+
+
+def _was_killed(trial_of: Any) -> bool:
+    """Whether Ray killed the worker for the memory of its machine, which it tells as text only."""
+    told = Path(trial_of.error_file or os.devnull)
+    return told.exists() and KILLED in told.read_text()
+
+
+def _first(errors: list[Any]) -> BaseException:
+    """Of what Ray says that went wrong; what it cannot pickle it has as text."""
+    first = next(iter(errors), "a trial was given up")
+    return first if isinstance(first, BaseException) else RuntimeError(first)
 
 
 def _replay(asha: ASHAScheduler, past: list[Training]) -> None:
@@ -308,7 +331,10 @@ def run_finals(plan: Plan, chosen: list[Training], say: Callable[[str], None]) -
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             record, job = wanted[running.pop(ready)]
-            outcome = ray.get(ready)
+            try:
+                outcome = ray.get(ready)
+            except OutOfMemoryError as error:
+                outcome = Outcome(status="memory", accuracies=(), seconds=None, weights={}, reason=str(error))
             if isinstance(outcome, ResflowError):
                 raise outcome
             say(_line(_keep_final(plan, record, job, outcome)))
@@ -346,9 +372,9 @@ def _keep_final(plan: Plan, record: Training, job: Job, outcome: Outcome) -> Tra
 
 def _line(record: Training) -> str:
     reached = f"validation accuracy {record.accuracy:.2%} after {len(record.accuracies)} of {record.epochs} epochs"
-    ends = {"stopped": ", stopped early", "diverged": ", diverged", "slow": ", above search.max_seconds"}
     point = "  ".join(f"{name.partition('.')[2]} {value}" for name, value in record.point.items())
-    return f"trial {record.number}, seed {record.seed}: {reached}{ends.get(record.status, '')}  ({point})"
+    end = "" if record.status == "done" else f", {trial.ENDS[record.status]}"
+    return f"trial {record.number}, seed {record.seed}: {reached}{end}  ({point})"
 
 
 def _distribution(values: tuple[Any, ...] | Range) -> optuna.distributions.BaseDistribution:

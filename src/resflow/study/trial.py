@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -33,10 +34,20 @@ from resflow.study.space import Point
 from resflow.training import checkpoint, loop
 from resflow.training.cluster import Job, local_arrays
 
-__all__ = ["Outcome", "Status", "Training", "job_of", "read", "train"]
+__all__ = ["ENDS", "Outcome", "Status", "Training", "job_of", "read", "train"]
 
-Status = Literal["running", "done", "stopped", "diverged", "slow"]
-"""`stopped` early by ASHA; `slow` is above `search.max_seconds`."""
+Status = Literal["running", "done", "stopped", "diverged", "slow", "memory"]
+"""`stopped` early by ASHA; `slow` is above `search.max_seconds`; `memory` of the GPU or machine did not do."""
+ENDS: dict[Status, str] = {
+    "done": "done",
+    "stopped": "stopped early",
+    "diverged": "diverged",
+    "slow": "above search.max_seconds",
+    "memory": "out of memory",
+}
+"""Each way to end in words."""
+FULL = re.compile("out of memory|not enough memory|can't allocate memory|_ALLOC_FAILED")
+"""What CUDA, torch's allocators on the CPU, and cuBLAS and cuDNN say where there is no more memory."""
 CODE = ("data/*.py", "nets/*.py", "training/*.py")
 """Modules whose code decides what a training gives."""
 
@@ -85,7 +96,7 @@ class Outcome:
     weights: dict[str, Tensor]
     """Of the best epoch."""
     reason: str = ""
-    """Why it diverged."""
+    """Why it diverged, or what memory was asked for."""
 
 
 def read(folder: Path) -> list[Training]:
@@ -123,7 +134,7 @@ def job_of(base: Job, params: Params, point: Point, *, seed: int, epochs: int) -
 def train(job: Job, on_epoch: Callable[[dict[str, Any]], None], max_seconds: float | None = None) -> Outcome:
     """Train, going on from the last checkpoint. `on_epoch` gets the figures of each epoch, also of those before it.
 
-    Raises `ResflowError` but for divergence, which is an outcome.
+    Raises `ResflowError` but for divergence and a lack of memory, which are outcomes.
     """
     loop.prepare_torch(job.seed, job.train.threads)
     device, place, folder = torch.device(inference.device(job.train.device)), local_arrays(job), job.folder()
@@ -171,7 +182,16 @@ def train(job: Job, on_epoch: Callable[[dict[str, Any]], None], max_seconds: flo
             if error.where != "train":  # such as a batch that is larger than the split
                 raise
             status, reason = "diverged", error.problem
+        except (RuntimeError, MemoryError) as error:
+            if not _is_memory(error):
+                raise
+            status, reason = "memory", str(error)
     return Outcome(status=status, accuracies=tuple(accuracies), seconds=estimate(), weights=state.best, reason=reason)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory was not enough: torch has a class for that of its own GPU allocator only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(FULL.search(str(error)))
 
 
 class _TooSlow(Exception):

@@ -15,7 +15,7 @@ from resflow.nets import file as model_file
 from resflow.study import plan as plans
 from resflow.study import results
 from resflow.study.plan import Plan
-from tests.unit.study.searched import plan, record
+from tests.unit.study.searched import plan, record, settings
 
 
 def finished(root: Path) -> Plan:
@@ -63,6 +63,18 @@ def test_what_was_found_is_written_and_read_again(tmp_path: Path) -> None:
     assert (tmp_path / "study/search.png").read_bytes().startswith(b"\x89PNG")
     (row, _) = results.rows(report)
     assert row[:2] == ("1", "91.00 ± 1.41 % (2)")
+
+
+def test_trials_and_points_that_memory_did_not_hold_are_told(tmp_path: Path) -> None:
+    of = finished(tmp_path)
+    record(of, 4, status="memory", accuracies=(), seconds=None)
+    best = plans.front(of)[0]
+    for job in plans.finals_of(of, best):
+        replace(best, name=job.name, seed=job.seed, status="memory", accuracies=()).keep(of.finals)
+    report = results.measured(of, [best], None)
+    assert results.ends(report) == "trials: 3 done, 1 out of memory"
+    assert results.rows(report)[0][1:3] == ("out of memory", "out of memory")
+    assert plans.remaining(replace(of, params=settings(trials=4))) == 0  # it is not tried again
 
 
 def test_a_result_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def test_a_training_that_diverges_is_an_outcome(tmp_path: Path) -> None:
     assert "after step" in outcome.reason
 
 
+def test_a_training_that_memory_does_not_hold_is_an_outcome(tmp_path: Path) -> None:
+    huge = {"net.block": "bottleneck", "net.stem_width": 1, "net.widths": [2**22, 2**22], "net.blocks": [1, 1]}
+    of = plan(tmp_path, space={name: [value] for name, value in huge.items()})
+    outcome = trial.train(of.job(huge), lambda figures: None)  # more than a process can name: refused everywhere
+    assert (outcome.status, outcome.accuracies, outcome.seconds) == ("memory", (), None)
+    assert "memory" in outcome.reason
+
+
 def test_records_are_read_as_they_were_kept_and_damaged_ones_are_none(tmp_path: Path) -> None:
     of = plan(tmp_path)
     kept = [record(of, 2, accuracies=(1 / 3, 2 / 3), seconds=None), record(of, 1, status="running", accuracies=())]
