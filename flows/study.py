@@ -13,7 +13,7 @@ from typing import Any
 from prefect import flow
 
 from resflow import params, pipeline, storage, store
-from resflow.stages import runs
+from resflow.processes import alone
 from resflow.stages.paths import STATE
 from resflow.stages.train import job_of
 from resflow.study import budget, space
@@ -36,7 +36,7 @@ def structure_search() -> dict[str, Any]:
         endpoint = store.endpoint(root)
         storage.ensure_bucket(endpoint, settings.store.bucket)
         os.environ |= meeting_place(settings, endpoint)  # trials are no stages, which would be given it
-    with runs.alone(root / STATE / "search.lock", "for a search here"):
+    with alone(root / STATE / "search.lock", "searches here"):
         plan = plan_of(root, settings)
         budget.check(settings, plan.base.card, "params.yaml")
         front = acts.trials(plan)

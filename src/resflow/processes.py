@@ -1,16 +1,27 @@
-"""Processes that end with the one that started them."""
+"""Processes that end with the one that started them, and work that one process does at a time."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
-__all__ = ["die_with_parent"]
+from resflow.errors import TrainingError
+from resflow.files import explained
+
+__all__ = ["WAIT_SECONDS", "alone", "die_with_parent", "locked"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)  # loaded before any fork, since a new child should do as little as it can
+WAIT_SECONDS = 30.0
+"""A stage whose `dvc repro` was killed ends a moment after it; whoever starts it again at once waits for that."""
 
 
 def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
@@ -23,3 +34,49 @@ def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
         LIBC.prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), number)
+
+
+@contextmanager
+def alone(path: Path, does: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
+    """Hold the lock `path`, which the kernel frees when its holder dies. Raises `TrainingError`, `SetupError`.
+
+    `does` is what its holder does, such as "trains here"; whoever waits for it, so many seconds, is told so.
+    """
+    deadline, told = time.monotonic() + wait, False
+    while True:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        with file:
+            if locked(file) and _is_there(path, file):
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+                yield
+                return
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+        if time.monotonic() >= deadline:
+            problem = f"another process {does}: {holder}"
+            raise TrainingError(str(path), problem, "Wait for it or end it, then run again")
+        if not told:
+            print(f"waiting for process {holder}, which {does}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.1)
+
+
+def locked(file: IO[str]) -> bool:
+    """Whether this process has the lock of an open file from now on, until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_there(path: Path, file: IO[str]) -> bool:
+    """Whether the lock is the one that others see: who held it may have removed the finished run with it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -12,7 +12,6 @@ or at once where the holder was a process of this machine that is gone.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -24,19 +23,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from resflow import storage
 from resflow.errors import StoreError, TrainingError
-from resflow.files import explained
+from resflow.processes import WAIT_SECONDS, alone, locked
 from resflow.stages.paths import STATE
 from resflow.training.remote import KEPT_DAYS, RUN, Bucket
 
-__all__ = ["alone", "clean", "held", "place"]
+__all__ = ["clean", "held", "place"]
 
 LOCK = "lock"
-WAIT_SECONDS = 30.0
-"""A stage whose `dvc repro` was killed ends a moment after it; whoever starts it again at once waits for that."""
 RENEW_SECONDS, LOST_SECONDS, FREE_SECONDS = 5.0, 20.0, 30.0
 """When a lease is renewed, when its holder gives up if that did not succeed, and when others may take it."""
 
@@ -74,7 +70,7 @@ def clean(runs: Path | Bucket, name: str) -> None:
             # each new checkpoint touches its folder
             if RUN.fullmatch(lock.parent.name) and time.time() - lock.parent.stat().st_mtime > KEPT_DAYS * 86400:
                 with lock.open("a") as file:
-                    if _locked(file):
+                    if locked(file):
                         shutil.rmtree(lock.parent)
     with suppress(OSError):  # other runs lie there
         runs.rmdir()
@@ -92,50 +88,8 @@ def held(runs: Path | Bucket, name: str, wait: float = WAIT_SECONDS) -> Iterator
         finally:
             lease.leave()
     else:
-        with alone(runs / name / LOCK, "this run", wait):
+        with alone(runs / name / LOCK, "trains this run", wait):
             yield
-
-
-@contextmanager
-def alone(path: Path, what: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
-    """Hold the lock `path`, under which one process at a time trains `what`. Raises `TrainingError`."""
-    deadline, told = time.monotonic() + wait, False
-    while True:
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        with file:
-            if _locked(file) and _is_there(path, file):
-                file.truncate(0)
-                file.write(f"{os.getpid()}\n")
-                file.flush()
-                yield
-                return
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-        if time.monotonic() > deadline:
-            problem = f"another process trains {what}: {holder}"
-            raise TrainingError(str(path), problem, "Wait for it or end it, then run again")
-        if not told:
-            print(f"waiting for process {holder}, which trains {what}", file=sys.stderr, flush=True)
-            told = True
-        time.sleep(0.1)
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_there(path: Path, file: IO[str]) -> bool:
-    """Whether the lock is the one that others see: who held it may have removed the finished run with it."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 class Lease:

@@ -25,6 +25,7 @@ from resflow.nets import file as model_file
 from resflow.nets import weights
 from resflow.nets.file import ModelCard
 from resflow.params import Params
+from resflow.processes import alone
 from resflow.stages import runs
 from resflow.stages.card import card as describe
 from resflow.stages.paths import METRICS, MODEL, PLOTS, PREPARED, SHEET, STATE, TIMINGS
@@ -40,7 +41,7 @@ def run(root: Path, params: Params) -> None:
 
     Raises `TrainingError` where another process trains here or trains this run, and when training fails.
     """
-    with runs.alone(root / STATE / "train.lock", "here"):
+    with alone(root / STATE / "train.lock", "trains here"):
         started = time.perf_counter()
         job = job_of(root, params)
         with runs.held(job.runs, job.name):

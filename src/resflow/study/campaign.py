@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from resflow.data import arrays, sheet
-from resflow.errors import TrainingError
-from resflow.files import explained, sha256
+from resflow.files import sha256
+from resflow.processes import alone
 from resflow.study.experiments import Experiment, Trial
 from resflow.study.measurement import Ground, check, perform, step_seconds
 from resflow.study.record import Record, Records, code, digest, machine
 
-__all__ = ["Campaign", "alone", "data_digest", "ground", "machine", "study"]
+__all__ = ["Campaign", "data_digest", "ground", "study"]
 
 RESULTS = "results.jsonl"
 PREPARED, SHEET = Path("data/prepared"), Path("data/datasheet.json")
@@ -71,7 +70,7 @@ def study(
 
     if report_only:
         return write_report(folder, experiments, Records(folder / RESULTS), command)
-    with alone(folder):
+    with alone(folder / ".lock", "runs a study into this folder", wait=0):
         records = Records(folder / RESULTS)
         given, data = ground(root / PREPARED, root / SHEET), data_digest(root / PREPARED)
         Campaign(experiments, records, given, data).run(say)
@@ -184,25 +183,6 @@ def data_digest(prepared: Path) -> str:
     """One name for the prepared arrays, by their content."""
     paths = [path(prepared, split) for split in arrays.SPLITS for path in (arrays.images_path, arrays.labels_path)]
     return digest([sha256(path) for path in paths])
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep others from running a study into `folder` meanwhile. Raises `TrainingError`, `SetupError`."""
-    from filelock import FileLock, Timeout
-
-    path = folder / ".lock"
-    with explained(path):
-        folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise TrainingError(str(folder), "another study runs into it", "Wait for it or end it") from error
-    try:
-        yield
-    finally:
-        lock.release()  # the file stays: whoever has opened one that is removed holds a lock that nobody else sees
 
 
 def _all(experiment: Experiment) -> Iterator[Trial]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 import resflow
 from resflow.data.arrays import Split
 from resflow.errors import DataError, NetError, TrainingError
-from resflow.study.campaign import CODE, Campaign, alone
+from resflow.processes import alone
+from resflow.study.campaign import CODE, Campaign, study
 from resflow.study.experiments import OFF, Experiment, plan
 from resflow.study.measurement import Ground, perform
 from resflow.study.record import Record, Records
@@ -156,8 +158,13 @@ def test_fewer_images_than_a_batch_are_told_before_anything_runs(tmp_path: Path)
 
 
 def test_two_studies_cannot_run_into_one_folder(tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(TrainingError, match="another study"), alone(tmp_path):
-        pass
+    with (
+        alone(tmp_path / "study" / ".lock", "is this test"),
+        pytest.raises(
+            TrainingError, match=rf"study/\.lock: another process runs a study .*: {os.getpid()}\. Wait for it"
+        ),
+    ):
+        study(tmp_path, tmp_path / "study", [], ["resflow", "study"], report_only=False, say=print)
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
