@@ -6,7 +6,7 @@ By hand it is `resflow search`. Data is fetched and prepared first where it is n
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from prefect import flow
 
 from resflow import params, pipeline, storage, store
 from resflow.processes import alone
+from resflow.stages import runs
 from resflow.stages.paths import STATE
 from resflow.stages.train import job_of
 from resflow.study import budget, space
-from resflow.study.plan import Plan
+from resflow.study.plan import Plan, sweep
 from tasks import search as acts
 from tasks.stages import meeting_place, run_stage
 
@@ -41,17 +42,17 @@ def structure_search() -> dict[str, Any]:
         budget.check(settings, plan.base.card, "params.yaml")
         front = acts.trials(plan)
         acts.finals(plan, front)
+        sweep(plan)
         return acts.report(root, plan, front)
 
 
 def plan_of(root: Path, settings: params.Params) -> Plan:
     """The search that the parameters describe, of the data prepared under `root`. Raises `DataError` or `NetError`."""
     base = job_of(root, settings)
-    if isinstance(base.runs, Path):  # in a bucket they lie with all others, and are removed when they are old
-        base = replace(base, runs=base.runs / "study")
     return Plan(
         params=settings,
         base=base,
         folder=(root / STATE / "study").resolve(),
         address=os.environ.get("RAY_ADDRESS"),
+        held=partial(runs.held, base.runs),
     )

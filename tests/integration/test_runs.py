@@ -111,6 +111,16 @@ def test_a_lease_of_another_machine_is_free_once_it_is_no_longer_renewed(
     assert capsys.readouterr().err == "looking whether process 1 on elsewhere, which trained this run, lives\n"
 
 
+def test_who_does_not_wait_takes_a_lease_that_was_renewed_of_late_for_one_of_the_living(
+    bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = b'{"machine": "elsewhere", "host": "elsewhere", "pid": 1, "start": "1"}'
+    assert storage.replace(client(bucket), url(bucket), content, None)
+    with pytest.raises(TrainingError, match="process 1 on elsewhere"), runs.held(bucket, "0" * 16, wait=0):
+        pass
+    assert capsys.readouterr().err == ""
+
+
 def test_who_has_lost_the_lease_ends(bucket: Bucket, holder: subprocess.Popen[str]) -> None:
     client(bucket).put_object(Bucket="resflow", Key=url(bucket).removeprefix("s3://resflow/"), Body=b"another's")
     said = holder.communicate(timeout=60)[1]

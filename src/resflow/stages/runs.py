@@ -28,11 +28,10 @@ from resflow import storage
 from resflow.errors import StoreError, TrainingError
 from resflow.processes import WAIT_SECONDS, alone, locked
 from resflow.stages.paths import STATE
-from resflow.training.remote import KEPT_DAYS, RUN, Bucket
+from resflow.training.remote import KEPT_DAYS, LOCK, RUN, Bucket
 
 __all__ = ["clean", "held", "place"]
 
-LOCK = "lock"
 RENEW_SECONDS, LOST_SECONDS, FREE_SECONDS = 5.0, 20.0, 30.0
 """When a lease is renewed, when its holder gives up if that did not succeed, and when others may take it."""
 
@@ -65,24 +64,28 @@ def clean(runs: Path | Bucket, name: str) -> None:
             print(f"old checkpoints stay where they are: {error}", file=sys.stderr)
         return
     shutil.rmtree(runs / name, ignore_errors=True)
-    for lock in runs.glob(f"*/{LOCK}"):
+    for folder in runs.glob("*/"):
         with suppress(OSError):  # another process was faster
-            # each new checkpoint touches its folder
-            if RUN.fullmatch(lock.parent.name) and time.time() - lock.parent.stat().st_mtime > KEPT_DAYS * 86400:
-                with lock.open("a") as file:
+            # each new checkpoint touches its folder; one that was written after the end has brought no lock with it
+            if RUN.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > KEPT_DAYS * 86400:
+                with (folder / LOCK).open("a") as file:
                     if locked(file):
-                        shutil.rmtree(lock.parent)
+                        shutil.rmtree(folder)
     with suppress(OSError):  # other runs lie there
         runs.rmdir()
 
 
 @contextmanager
 def held(runs: Path | Bucket, name: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
-    """Keep others from training this run until this process is done or dead. Raises `TrainingError`, `StoreError`."""
+    """Keep others from training this run until this process is done or dead.
+
+    Raises `TrainingError` where another process trains it for `wait` more seconds, or, in a bucket, seems to live; with
+    0 at once. Raises `StoreError`.
+    """
     if isinstance(runs, Bucket):
         runs.check(name)
         lease = Lease(runs, f"{runs.url.rstrip('/')}/{name}/{LOCK}")
-        lease.take()
+        lease.take(patient=wait > 0)
         try:
             yield
         finally:
@@ -111,8 +114,11 @@ class Lease:
         self._done = threading.Event()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
 
-    def take(self) -> None:
-        """Return once it is ours. Raises `TrainingError` where its holder lives, `StoreError`."""
+    def take(self, *, patient: bool = True) -> None:
+        """Return once it is ours. Raises `TrainingError` where its holder lives, or may live, `StoreError`.
+
+        Whether it lives is looked for if `patient`; else who has renewed it of late is taken to live.
+        """
         first: str | None = None
         while True:
             seen = storage.look(self._s3, self.url)
@@ -122,7 +128,7 @@ class Lease:
                     self._renewing.start()
                     return
                 continue
-            if first not in (None, seen.etag):  # it was renewed meanwhile
+            if not patient or first not in (None, seen.etag):  # it was renewed meanwhile
                 problem = f"another process trains this run: {_told(seen.content)}"
                 raise TrainingError(self.url, problem, "Wait for it or end it, then run again")
             if first is None:

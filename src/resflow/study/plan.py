@@ -12,10 +12,12 @@ wider space, other budgets or more trials begins with what is there.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resflow.errors import NetError, ParamsError
+from resflow.errors import NetError, ParamsError, TrainingError
 from resflow.params import Params
 from resflow.study import budget, space, trial
 from resflow.study.budget import Price
@@ -23,9 +25,9 @@ from resflow.study.front import first_front
 from resflow.study.space import Point
 from resflow.study.trial import Training
 from resflow.training.cluster import Job
-from resflow.training.remote import Bucket
+from resflow.training.remote import LOCK, Bucket, BucketFolder
 
-__all__ = ["Plan", "allowed", "clear", "finals_of", "front", "known", "objectives", "remaining"]
+__all__ = ["Holds", "Plan", "allowed", "clear", "finals_of", "front", "known", "objectives", "remaining", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class Plan:
     folder: Path
     address: str | None
     """Of the Ray cluster, or None."""
+    held: Callable[..., AbstractContextManager[None]]
+    """`runs.held` of the folder or bucket of `base.runs`: given the name of a training, it keeps others from that."""
 
     @property
     def trials(self) -> Path:
@@ -121,10 +125,53 @@ def finals_of(plan: Plan, record: Training) -> list[Job]:
     return [trial.job_of(plan.base, plan.params, record.point, seed=seed, epochs=epochs) for seed in seeds]
 
 
+class Holds(AbstractContextManager["Holds"]):
+    """The trainings that this process does, from which it keeps others, of other projects too, until it leaves them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._held, self._stacks = plan.held, dict[str, ExitStack]()
+
+    def take(self, name: str, **how: float) -> None:
+        """Keep others from this one; `how` is for `Plan.held`. Raises `TrainingError` where another does it."""
+        stack = ExitStack()
+        stack.enter_context(self._held(name, **how))
+        self._stacks[name] = stack
+
+    def takes(self, name: str) -> bool:
+        """Whether nobody else does this one, from which others are kept then."""
+        try:
+            self.take(name, wait=0)
+        except TrainingError:
+            return False
+        return True
+
+    def leave(self, name: str) -> None:
+        """Leave it to others."""
+        self._stacks.pop(name).close()
+
+    def __exit__(self, *error: object) -> None:
+        while self._stacks:
+            self.leave(next(iter(self._stacks)))
+
+
 def clear(base: Job, name: str) -> None:
-    """Remove the checkpoints of a training that has ended."""
+    """Remove the checkpoints of a training that has ended, which we hold."""
     folder = replace(base, name=name).folder()
-    for each in folder.names():
-        folder.delete(each)
-    if not isinstance(base.runs, Bucket):
-        shutil.rmtree(base.runs / name, ignore_errors=True)
+    if isinstance(folder, BucketFolder):
+        folder.remove(keep=LOCK)
+    else:
+        shutil.rmtree(str(folder), ignore_errors=True)
+
+
+def sweep(plan: Plan) -> None:
+    """Remove what is left of trainings that have their result: a worker that is stopped may still write a checkpoint.
+
+    What another search trains stays.
+    """
+    runs, ended = plan.base.runs, {one.name for one in (*trial.read(plan.trials), *trial.read(plan.finals))}
+    ended -= {one.name for one in trial.read(plan.trials) if one.status == "running"}
+    there = runs.folder("").folders() if isinstance(runs, Bucket) else [path.name for path in runs.glob("*/")]
+    with Holds(plan) as holds:
+        for name in ended.intersection(there):
+            if holds.takes(name):
+                clear(plan.base, name)

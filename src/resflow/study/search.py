@@ -34,7 +34,7 @@ from resflow.errors import NetError, ParamsError, ResflowError, TrainingError
 from resflow.nets import file as model_file
 from resflow.params import Range
 from resflow.study import budget, space, trial
-from resflow.study.plan import Plan, clear, finals_of, known, remaining
+from resflow.study.plan import Holds, Plan, clear, finals_of, known, remaining
 from resflow.study.space import Point
 from resflow.study.trial import Outcome, Status, Training
 from resflow.training.cluster import Job
@@ -74,8 +74,9 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
         grace_period=plan.params.search.grace_epochs,
         reduction_factor=plan.params.search.reduction,
     )
-    proposals = Proposals(plan, past, say)
-    keeper = _Keeper(plan, proposals, say)
+    holds = Holds(plan)
+    proposals = Proposals(plan, past, holds, say)
+    keeper = _Keeper(plan, proposals, holds, say)
     _replay(asha, past)
     # reuse_actors would save a process for each trial, but fails the next one where the thread of a stopped
     # one takes more than two seconds to end (Ray 2.60)
@@ -92,7 +93,8 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
         ),
     )
     try:
-        results = tuner.fit()
+        with holds:
+            results = tuner.fit()
     except RayError as error:
         raise cause("Ray Tune", error) from error
     finally:
@@ -127,9 +129,9 @@ def _trial(config: dict[str, Any], plan: Plan) -> None:
 
 
 class Proposals(OptunaSearch):
-    """Optuna's proposals but for those that are known, that are no network, or that a budget excludes."""
+    """Optuna's proposals but for those that are known, are no network, are above a budget, or are trained elsewhere."""
 
-    def __init__(self, plan: Plan, past: list[Training], say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, past: list[Training], holds: Holds, say: Callable[[str], None]) -> None:
         spread = plan.params.search.space
         names: dict[str, Any] = {"storage": optuna.storages.InMemoryStorage(), "study_name": "resflow"}
         directions = ["maximize" if mode == "max" else "minimize" for mode in MODES]
@@ -144,7 +146,7 @@ class Proposals(OptunaSearch):
                 figures = [record.accuracy, record.macs, record.latency_ms]
                 begun.add_trial(optuna.trial.create_trial(params=encoded, distributions=distributions, values=figures))
         super().__init__(distributions, metric=METRICS, mode=MODES, sampler=sampler, **names)
-        self._plan, self._say, self.wanted = plan, say, remaining(plan)
+        self._plan, self._holds, self._say, self.wanted = plan, holds, say, remaining(plan)
         self._names = {record.name for record in past if record.status != "running"}
         self._latencies = {plan.job(record.point).card.structure: record.latency_ms for record in past}
         self._numbers = {record.name: record.number for record in past}
@@ -185,6 +187,9 @@ class Proposals(OptunaSearch):
         self._latencies[job.card.structure] = latency_ms
         if budget.excess(plan.params.search, replace(paid, latency_ms=latency_ms)):
             return None
+        if not self._holds.takes(job.name):  # its number is settled when it is begun
+            self._say(f"passed over for now, since another process trains it: {_words(point)}")
+            return None
         record = Training(
             name=job.name,
             number=self._numbers.setdefault(job.name, 1 + max(self._numbers.values(), default=0)),
@@ -214,8 +219,8 @@ class Proposals(OptunaSearch):
 class _Keeper(tune.Callback):
     """Writes the record of each trial that ends, and removes its checkpoints."""
 
-    def __init__(self, plan: Plan, proposals: Proposals, say: Callable[[str], None]) -> None:
-        self._plan, self._proposals, self._say = plan, proposals, say
+    def __init__(self, plan: Plan, proposals: Proposals, holds: Holds, say: Callable[[str], None]) -> None:
+        self._plan, self._proposals, self._holds, self._say = plan, proposals, holds, say
         self.failure: ResflowError | None = None
         self._too_slow: list[float] = []
         """Seconds that the last trials would take, since one was within the budget."""
@@ -259,6 +264,7 @@ class _Keeper(tune.Callback):
         self._proposals.begun[ended.name] = ended
         self._proposals.wanted += ended.status == "slow"
         clear(self._plan.base, ended.name)
+        self._holds.leave(ended.name)
         self._say(_line(ended))
         self._too_slow = [*self._too_slow, ended.seconds or 0.0] if ended.status == "slow" else []
         if len(self._too_slow) >= SLOW:
@@ -280,6 +286,10 @@ class _Stop(tune.Stopper):
     def stop_all(self) -> bool:
         """Whether to stop all."""
         return self._keeper.lost or self._keeper.failure is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, for Tune's own file: locks and leases cannot be written there."""
+        return {}
 
 
 def _was_killed(trial_of: Any) -> bool:
@@ -322,6 +332,18 @@ def run_finals(plan: Plan, chosen: list[Training], say: Callable[[str], None]) -
     """Train the chosen points again, as many at a time as Ray has room for. Raises what a training raised."""
     there = {record.name for record in trial.read(plan.finals)}
     wanted = {job.name: (record, job) for record in chosen for job in finals_of(plan, record) if job.name not in there}
+    with Holds(plan) as holds:
+        free = [name for name in wanted if holds.takes(name)]
+        _train_finals(plan, {name: wanted[name] for name in free}, holds, say)
+        elsewhere = [name for name in wanted if name not in free]
+        for name in elsewhere:
+            holds.take(name)  # waits, and tells who trains it if that takes long
+        _train_finals(plan, {name: wanted[name] for name in elsewhere}, holds, say)
+
+
+def _train_finals(
+    plan: Plan, wanted: Mapping[str, tuple[Training, Job]], holds: Holds, say: Callable[[str], None]
+) -> None:
     needs = _resources(plan)
     train = ray.remote(_final).options(
         num_cpus=needs["cpu"], num_gpus=needs.get("gpu", 0), max_retries=plan.params.train.max_failures
@@ -338,6 +360,7 @@ def run_finals(plan: Plan, chosen: list[Training], say: Callable[[str], None]) -
             if isinstance(outcome, ResflowError):
                 raise outcome
             say(_line(_keep_final(plan, record, job, outcome)))
+            holds.leave(job.name)
     except RayError as error:
         raise cause("Ray", error) from error
     finally:
@@ -372,9 +395,12 @@ def _keep_final(plan: Plan, record: Training, job: Job, outcome: Outcome) -> Tra
 
 def _line(record: Training) -> str:
     reached = f"validation accuracy {record.accuracy:.2%} after {len(record.accuracies)} of {record.epochs} epochs"
-    point = "  ".join(f"{name.partition('.')[2]} {value}" for name, value in record.point.items())
     end = "" if record.status == "done" else f", {trial.ENDS[record.status]}"
-    return f"trial {record.number}, seed {record.seed}: {reached}{end}  ({point})"
+    return f"trial {record.number}, seed {record.seed}: {reached}{end}  ({_words(record.point)})"
+
+
+def _words(point: Point) -> str:
+    return "  ".join(f"{name.partition('.')[2]} {value}" for name, value in point.items())
 
 
 def _distribution(values: tuple[Any, ...] | Range) -> optuna.distributions.BaseDistribution:

@@ -26,13 +26,15 @@ from filelock import FileLock, Timeout
 from resflow.errors import DataError, StoreError
 from resflow.files import explained, partial, sha256
 
-__all__ = ["KEPT_DAYS", "MARK", "RUN", "Arrays", "Bucket", "BucketFolder"]
+__all__ = ["KEPT_DAYS", "LOCK", "MARK", "RUN", "Arrays", "Bucket", "BucketFolder"]
 
 CHUNK = 1 << 22
 KEPT_DAYS = 7.0
 """What nobody has touched for so long is given up: checkpoints of a run, and arrays beyond the project."""
 RUN = re.compile(r"[0-9a-f]{16}")
 """Names of runs and arrays; whatever else lies beside them is not ours to remove."""
+LOCK = "lock"
+"""A file of each run's folder, or an object there, which whoever trains the run holds: `stages.runs`."""
 MARK = "run"
 """A file of each run's folder, which says what arrays it needs: a worker that does not see it does not share the
 folder."""

@@ -70,6 +70,9 @@ def test_a_run_is_held_by_one_process_and_free_once_that_is_killed(
         with pytest.raises(TrainingError, match=refused), runs.held(tmp_path, MINE, wait=0.2):
             pass
         assert capsys.readouterr().err == f"waiting for process {process.pid}, which trains this run\n"
+        with pytest.raises(TrainingError, match=refused), runs.held(tmp_path, MINE, wait=0):
+            pass
+        assert capsys.readouterr().err == ""
         with runs.held(tmp_path, OTHER, wait=0.2):  # another run is nobody's
             pass
     finally:
@@ -109,6 +112,8 @@ def test_a_finished_run_goes_and_with_it_those_given_up_a_week_ago_that_nobody_t
     for name in (MINE, OTHER):
         make(tmp_path / name, 0)
     make(tmp_path / OLD, KEPT_DAYS + 1)
+    (make(tmp_path / ("4" * 16), 0) / "lock").unlink()  # written by a worker after its run had ended
+    os.utime(tmp_path / ("4" * 16), times=(0, 0))
     trained = make(tmp_path / ("3" * 16), KEPT_DAYS + 1)
     foreign = make(tmp_path / "photographs", KEPT_DAYS + 1)
     process = holder(tmp_path, trained.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from resflow import params
 from resflow.data import arrays
 from resflow.files import sha256, write_together
 from resflow.params import Params
+from resflow.stages import runs
 from resflow.study.plan import Plan
 from resflow.study.trial import Training
 from resflow.training.cluster import Job
@@ -57,7 +59,7 @@ def plan(root: Path, **search: Any) -> Plan:
         runs=root / "runs",
         name="base",
     )
-    return Plan(params=asked, base=base, folder=root / "study", address=None)
+    return Plan(params=asked, base=base, folder=root / "study", address=None, held=partial(runs.held, base.runs))
 
 
 def record(of: Plan, number: int, **changes: Any) -> Training:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from resflow.study import plan as plans
+from resflow.training.checkpoint import LocalFolder
 from tests.unit.study.searched import SPACE, plan, record
 
 
@@ -30,6 +31,31 @@ def test_another_space_longer_trials_or_other_data_begin_anew(tmp_path: Path) ->
     assert plans.known(plan(tmp_path, epochs=3)) == []
     other = replace(of.base, arrays=replace(of.base.arrays, digests={"train/images.npy": "0"}))
     assert plans.known(replace(of, base=other)) == []
+
+
+def test_a_training_is_done_by_one_search_at_a_time_until_that_leaves_it_or_ends(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    with plans.Holds(of) as mine, plans.Holds(of) as others:
+        assert [mine.takes("0" * 16), mine.takes("1" * 16)] == [True, True]
+        assert [others.takes("0" * 16), others.takes("1" * 16)] == [False, False]
+        plans.clear(of.base, "0" * 16)
+        mine.leave("0" * 16)
+        assert others.takes("0" * 16)
+        mine.__exit__()
+        assert others.takes("1" * 16)
+
+
+def test_what_is_left_of_trainings_that_ended_is_swept_up(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    stopped, begun = record(of, 1, status="stopped"), record(of, 2, status="running", accuracies=())
+    elsewhere, final = record(of, 3), "f" * 16
+    replace(stopped, name=final, status="done").keep(of.finals)
+    others = "e" * 16
+    for name in (stopped.name, begun.name, elsewhere.name, final, others):
+        LocalFolder(tmp_path / "runs" / name).write("000000004-00001.cpu.pt", b"state")
+    with of.held(elsewhere.name):
+        plans.sweep(of)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {begun.name, elsewhere.name, others}
 
 
 def test_a_stopped_trial_counts_as_long_as_the_rule_that_stopped_it(tmp_path: Path) -> None:

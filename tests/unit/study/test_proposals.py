@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ray.tune.search import Searcher
@@ -16,7 +17,7 @@ FEW = {"net.blocks": [[1, 1], [1, 1, 1]], "net.widths": [[4, 8], [4, 8, 8]]}
 
 
 def proposals(of: Plan, said: list[str]) -> search.Proposals:
-    return search.Proposals(of, plans.known(of), said.append)
+    return search.Proposals(of, plans.known(of), plans.Holds(of), said.append)
 
 
 def test_only_points_that_are_networks_are_proposed_each_once_until_there_are_no_more(tmp_path: Path) -> None:
@@ -49,6 +50,20 @@ def test_a_trial_that_a_kill_cut_short_comes_first_and_those_that_ended_never(tm
     assert asked.suggest("0")["name"] == begun.name
     assert asked.suggest("1") is None
     assert trial.read(of.trials)[1].number == 2
+
+
+def test_what_another_process_trains_is_passed_over(tmp_path: Path) -> None:
+    of = plan(tmp_path, space=FEW)
+    small, large = ({"net.blocks": blocks, "net.widths": widths} for blocks, widths in zip(*FEW.values(), strict=True))
+    said: list[str] = []
+    asked = proposals(of, said)
+    with of.held(of.job(small).name):
+        assert asked.suggest("0")["name"] == of.job(large).name
+        assert asked.suggest("1") is None
+    assert said[0] == "passed over for now, since another process trains it: blocks [1, 1]  widths [4, 8]"
+    assert [one.point for one in trial.read(of.trials)] == [large]
+    other = replace(plan(tmp_path, space=FEW), folder=tmp_path / "another project")
+    assert proposals(other, []).suggest("0")["name"] == of.job(small).name
 
 
 def test_a_search_whose_trials_are_all_there_is_finished(tmp_path: Path) -> None:
