@@ -412,9 +412,13 @@ def _distribution(values: tuple[Any, ...] | Range) -> optuna.distributions.BaseD
 
 
 def _encoded(spread: Mapping[str, Any], point: Point) -> dict[str, Any]:
-    """A point as Optuna has it: choices as text, since it takes no lists."""
+    """A point as Optuna has it: choices as text, since it takes no lists, and as the space writes them."""
+    choices = {name: json.loads(json.dumps(values)) for name, values in spread.items() if isinstance(values, tuple)}
     return {
-        name: json.dumps(point[name]) if isinstance(values, tuple) else point[name] for name, values in spread.items()
+        name: next(json.dumps(one) for one in choices[name] if space.same(one, point[name]))
+        if name in choices
+        else point[name]
+        for name in spread
     }
 
 

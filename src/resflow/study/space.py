@@ -23,7 +23,7 @@ from resflow.nets import altered, check_fits
 from resflow.nets.file import ModelCard
 from resflow.params import Params, Range
 
-__all__ = ["Point", "check", "contains", "network", "resolved", "rounded", "some"]
+__all__ = ["Point", "check", "contains", "network", "resolved", "rounded", "same", "some"]
 
 Point = Mapping[str, Any]
 FIXED = {
@@ -80,11 +80,25 @@ def network(params: Params, card: ModelCard) -> ModelCard:
 
 
 def contains(space: Mapping[str, Any], point: Point) -> bool:
-    """Whether the space has this point."""
+    """Whether the space has this point; that of a record may be of a space whose parameters were of other kinds."""
     return point.keys() == space.keys() and all(
-        value in _lists(values) if isinstance(values, tuple) else values.low <= value <= values.high
+        any(same(value, one) for one in _lists(values)) if isinstance(values, tuple) else _is_within(values, value)
         for (name, values), value in zip(space.items(), (point[name] for name in space), strict=True)
     )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are one to a parameter: 1 is 1.0, but it is not True, which Python takes for equal."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def _is_within(values: Range, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    is_of_kind = isinstance(value, int) or isinstance(values.low, float) or isinstance(values.high, float)
+    return is_of_kind and values.low <= value <= values.high
 
 
 def rounded(values: Range, value: float) -> float | int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_a_trial_that_a_kill_cut_short_comes_first_and_those_that_ended_never(tm
     assert asked.suggest("0")["name"] == begun.name
     assert asked.suggest("1") is None
     assert trial.read(of.trials)[1].number == 2
+
+
+def test_a_trial_is_known_however_the_space_writes_its_values(tmp_path: Path) -> None:
+    before = plan(tmp_path, space={"train.lr": [1, 0.5]})
+    done = record(before, 1, point={"train.lr": 1}, name=before.job({"train.lr": 1}).name)
+    of = plan(tmp_path, space={"train.lr": [1.0, 0.5]}, trials=2)
+    assert plans.known(of) == [done]
+    asked = proposals(of, [])
+    assert json.loads(asked.suggest("0")["point"]) == {"train.lr": 0.5}
 
 
 def test_what_another_process_trains_is_passed_over(tmp_path: Path) -> None:

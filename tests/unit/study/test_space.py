@@ -66,6 +66,32 @@ def test_a_space_has_the_points_that_are_made_of_its_values() -> None:
     assert not space.contains(asked, {**POINT, "net.block": "plain"})
 
 
+@pytest.mark.parametrize(
+    ("values", "value", "expected"),
+    [
+        ({"low": 0, "high": 4}, 2, True),
+        ({"low": 0, "high": 4}, 2.0, False),
+        ({"low": 0.0, "high": 4.0}, 2, True),
+        ({"low": 0, "high": 4}, True, False),
+        ({"low": 0, "high": 4}, "2", False),
+        ({"low": 0, "high": 4}, [2], False),
+        ({"low": 0, "high": 4}, None, False),
+        ([0, 1], True, False),
+        ([0, 1], 1.0, True),
+        ([True], 1, False),
+        ([[1, 2]], [1.0, 2], True),
+        ([[1, 2]], [True, 2], False),
+        ([[1, 2]], 1, False),
+        ([None], 0, False),
+        (["1"], 1, False),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_kind_is_none_of_a_space(values: Any, value: Any, expected: bool) -> None:
+    asked = settings(space={"train.shift": values}).search.space
+    assert space.contains(asked, {"train.shift": value}) is expected
+
+
 def test_values_of_a_range_have_three_digits_and_stay_within_it() -> None:
     values = Range(low=0.0512345, high=0.2, log=True)
     assert [space.rounded(values, one) for one in (0.123456, 0.0512346, 0.19999)] == [0.123, 0.0512345, 0.2]
