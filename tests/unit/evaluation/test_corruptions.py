@@ -45,7 +45,7 @@ def test_images_corrupted_at_once_are_so_however_many_come_after_them(name: str)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the most memory of a process is Linux's to say")
 def test_memory_is_taken_for_some_images_at_a_time() -> None:
-    script = """
+    script = r"""
 import re, numpy as np
 from pathlib import Path
 from resflow.evaluation.corruptions import corrupt
