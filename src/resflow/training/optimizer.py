@@ -46,9 +46,9 @@ def make(net: nn.Module, train: Train) -> torch.optim.Optimizer:
 
 
 class _Eager(torch.optim.Optimizer):
-    """Methods without their wrappers, which load torch's compiler, a second's work, to keep it out.
+    """Leaves off the wrappers that hide these methods from torch's compiler and load it for that, a second's work.
 
-    Nothing is compiled but the network.
+    Only the network is ever compiled.
     """
 
     add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
