@@ -6,6 +6,7 @@ By hand it is `resflow search`. Data is fetched and prepared first where it is n
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def structure_search() -> dict[str, Any]:
         os.environ |= meeting_place(settings, endpoint)  # trials are no stages, which would be given it
     with alone(root / STATE / "search.lock", "searches here"):
         plan = plan_of(root, settings)
-        budget.check(settings, plan.base.card, "params.yaml")
+        plan = replace(plan, first=budget.check(settings, plan.base.card, "params.yaml"))
         front = acts.trials(plan)
         acts.finals(plan, front)
         sweep(plan)

@@ -6,7 +6,9 @@ before it is trained.
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +19,13 @@ from resflow.nets.cost import cost
 from resflow.nets.file import ModelCard
 from resflow.params import Params, Search
 from resflow.study import space
+from resflow.study.space import Point
 from resflow.study.speed import inference_seconds
 
 __all__ = ["Price", "check", "excess", "latency_ms", "price"]
 
 LOOKED_AT = 200
-"""Points among which one must fit the budgets, if there are more than so many."""
+"""Points that are all priced; of more, the lightest is descended to."""
 FASTEST_OF = 3
 """Networks of the fewest MACs, of which the fastest stands for all."""
 SECONDS = 0.05
@@ -55,35 +58,73 @@ def excess(search: Search, paid: Price) -> str | None:
     return None
 
 
-def check(params: Params, card: ModelCard, where: str) -> None:
+def check(params: Params, card: ModelCard, where: str) -> Point | None:
     """Refuse budgets that no network of the space meets, for the images of `card`; `where` names params.yaml.
 
+    Returns the values of `net` that meet them with the fewest MACs, or the fastest; None where there are no budgets.
     Raises `ParamsError`.
     """
     search, networks, reasons = params.search, [], []
-    for point in space.some(search.space, LOOKED_AT, params.seed):
+    for point in (*space.lightest(search.space), *space.some(search.space, LOOKED_AT, params.seed)):
         try:
-            made = space.resolved(params, point, seed=params.seed, epochs=search.epochs)
-            networks.append(space.network(made, card))
+            _network(params, point, card)
+            networks.append(point)
         except (NetError, ParamsError) as error:
             reasons.append(f"{error.where} {error.problem}")
     if not networks:
         problem = f"no point of 'search.space' is a network ({reasons[0]})"
         raise ParamsError(where, problem, "Give choices that go together")
+    if search.max_parameters is search.max_macs is search.max_latency_ms is None:
+        return None
     mend = "Raise the budget, or give smaller choices"
-    priced = [(price(card), card) for card in networks]
-    within = [(paid, card) for paid, card in priced if excess(search, paid) is None]
+    if space.count(search.space) > LOOKED_AT:
+        starts = {space.stages(point): point for point in reversed(networks)}
+        networks = [point for start in starts.values() for point in _descent(params, start, card)]
+    priced = [(price(_network(params, point, card)), point) for point in networks]
+    within = [(paid, point) for paid, point in priced if excess(search, paid) is None]
     if not within:
         limits = {"max_parameters": search.max_parameters, "max_macs": search.max_macs}
         given = " and ".join(f"search.{name} {limit:,}" for name, limit in limits.items() if limit is not None)
         least = f"{min(paid.parameters for paid, _ in priced):,} parameters and {min(p.macs for p, _ in priced):,} MACs"
         raise ParamsError(where, f"no structure of 'search.space' meets {given}: the least found are {least}", mend)
+    lightest = [point for _, point in sorted(within, key=lambda one: (one[0].macs, one[0].parameters))]
+    found = lightest[0]
     if search.max_latency_ms is not None:
-        lightest = sorted(within, key=lambda one: (one[0].macs, one[0].parameters))[:FASTEST_OF]
-        fastest = min(latency_ms(card) for _, card in lightest)
-        if fastest > search.max_latency_ms:
+        times = {latency_ms(_network(params, point, card)): point for point in lightest[:FASTEST_OF]}
+        found = times[min(times)]
+        if min(times) > search.max_latency_ms:
             problem = f"no structure of 'search.space' meets search.max_latency_ms {search.max_latency_ms:g}"
-            raise ParamsError(where, f"{problem}: the fastest found takes {fastest:.3g} ms", mend)
+            raise ParamsError(where, f"{problem}: the fastest found takes {min(times):.3g} ms", mend)
+    return {name: value for name, value in found.items() if name.startswith("net.")}
+
+
+def _network(params: Params, point: Point, card: ModelCard) -> ModelCard:
+    made = space.resolved(params, point, seed=params.seed, epochs=params.search.epochs)
+    return space.network(made, card)
+
+
+def _descent(params: Params, start: Point, card: ModelCard) -> Iterator[Point]:
+    """Points on the way down from `start`, the last of which no single change makes lighter: above budgets by less,
+    then of fewer MACs. Pricing all of a large space would take hours, and a few drawn by chance miss what is rare.
+    """
+    search, best = params.search, start
+
+    def weight(point: Point) -> tuple[float, ...]:
+        try:
+            paid = price(_network(params, point, card))
+        except (NetError, ParamsError):
+            return (math.inf,)
+        limits = (paid.parameters, search.max_parameters), (paid.macs, search.max_macs)
+        return max([1.0, *(value / most for value, most in limits if most)]), paid.macs, paid.parameters
+
+    while True:
+        yield best
+        before = best
+        for name, values in space.ends(search.space).items():
+            if name.startswith("net."):
+                best = min((best, *({**best, name: value} for value in values)), key=weight)
+        if best == before:
+            return
 
 
 def latency_ms(card: ModelCard) -> float:

@@ -42,6 +42,8 @@ class Plan:
     """Of the Ray cluster, or None."""
     held: Callable[..., AbstractContextManager[None]]
     """`runs.held` of the folder or bucket of `base.runs`: given the name of a training, it keeps others from that."""
+    first: Point | None = None
+    """Values of `net` to begin with, which meet the budgets."""
 
     @property
     def trials(self) -> Path:

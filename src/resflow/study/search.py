@@ -145,6 +145,8 @@ class Proposals(OptunaSearch):
             else:
                 figures = [record.accuracy, record.macs, record.latency_ms]
                 begun.add_trial(optuna.trial.create_trial(params=encoded, distributions=distributions, values=figures))
+        if plan.first and not any(plan.first.items() <= record.point.items() for record in past):
+            begun.enqueue_trial(_encoded({name: spread[name] for name in plan.first}, plan.first))
         super().__init__(distributions, metric=METRICS, mode=MODES, sampler=sampler, **names)
         self._plan, self._holds, self._say, self.wanted = plan, holds, say, remaining(plan)
         self._names = {record.name for record in past if record.status != "running"}

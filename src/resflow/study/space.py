@@ -23,7 +23,20 @@ from resflow.nets import altered, check_fits
 from resflow.nets.file import ModelCard
 from resflow.params import Params, Range
 
-__all__ = ["Point", "check", "contains", "network", "resolved", "rounded", "same", "some"]
+__all__ = [
+    "Point",
+    "check",
+    "contains",
+    "count",
+    "ends",
+    "lightest",
+    "network",
+    "resolved",
+    "rounded",
+    "same",
+    "some",
+    "stages",
+]
 
 Point = Mapping[str, Any]
 FIXED = {
@@ -112,14 +125,44 @@ def some(space: Mapping[str, Any], most: int, seed: int) -> Iterator[Point]:
     """All combinations of what a structure is made of, the ends of ranges for them; as many as `most`, drawn by chance,
     where there are more. What is of `train` stays at its first value.
     """
-    names = list(space)
-    values = [_ends(space[name]) if name.startswith("net.") else _ends(space[name])[:1] for name in names]
-    if math.prod(map(len, values)) <= most:
-        yield from (dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values))
+    spread = ends(space)
+    if count(space) <= most:
+        yield from (dict(zip(spread, chosen, strict=True)) for chosen in itertools.product(*spread.values()))
         return
     draw = np.random.default_rng(seed)
     for _ in range(most):
-        yield {name: one[draw.integers(len(one))] for name, one in zip(names, values, strict=True)}
+        yield {name: one[draw.integers(len(one))] for name, one in spread.items()}
+
+
+def count(space: Mapping[str, Any]) -> int:
+    """Combinations of what a structure is made of, the ends of ranges for them."""
+    return math.prod(map(len, ends(space).values()))
+
+
+def ends(space: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The choices of what a structure is made of, the ends of ranges for them; of `train` the first of each."""
+    return {name: _ends(one) if name.startswith("net.") else _ends(one)[:1] for name, one in space.items()}
+
+
+def lightest(space: Mapping[str, Any]) -> Iterator[Point]:
+    """For each number of stages, the least choice of each parameter: a list by its sum, words by their order."""
+    spread = ends(space)
+    for stages in sorted({len(value) for one in spread.values() for value in one if isinstance(value, list)} or {0}):
+        fit = {
+            name: [value for value in one if not isinstance(value, list) or len(value) == stages]
+            for name, one in spread.items()
+        }
+        if all(fit.values()):
+            yield {name: min(one, key=_size) for name, one in fit.items()}
+
+
+def stages(point: Point) -> frozenset[int]:
+    """The numbers of stages that a point's lists are for: one where they go together."""
+    return frozenset(len(value) for value in point.values() if isinstance(value, list))
+
+
+def _size(value: Any) -> float:
+    return sum(value) if isinstance(value, list) else value if isinstance(value, int | float) else 0
 
 
 def _ends(values: tuple[Any, ...] | Range) -> list[Any]:

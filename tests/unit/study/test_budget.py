@@ -62,6 +62,29 @@ def test_budgets_that_no_structure_meets_are_told_with_the_least_that_was_found(
     assert f"params.yaml: no structure of 'search.space' {said}" in str(caught.value)
 
 
+def test_the_one_structure_of_a_large_space_that_meets_the_budgets_is_found() -> None:
+    many: dict[str, Any] = {
+        "net.block": ["bottleneck", "basic"],
+        "net.blocks": [[1, 1], [3, 3], [5, 5], [2, 2, 2], [1, 1, 1], [9, 1, 9]],
+        "net.widths": [[64, 8], [4, 64], [4, 8], [4, 8, 8], [32, 8, 16], [8, 32, 8]],
+        "net.stem": ["conv3x3", "patch4x4", "patch5x5"],
+        "net.se": [4, 0],
+        "net.shortcut": ["C", "B"],
+        "train.lr": {"low": 0.05, "high": 0.2},
+    }
+    asked = settings(space=many)
+    assert space.count(asked.search.space) > budget.LOOKED_AT
+    light = {"net.block": "basic", "net.blocks": [1, 1], "net.widths": [4, 8], "net.stem": "patch5x5"}
+    light |= {"net.se": 0, "net.shortcut": "B"}
+    made = space.network(space.resolved(asked, light, seed=0, epochs=1), CARD)
+    paid = budget.price(made)
+    tight = settings(space=many, max_macs=paid.macs, max_parameters=paid.parameters)
+    assert budget.check(tight, CARD, "params.yaml") == light
+    assert budget.check(asked, CARD, "params.yaml") is None
+    with pytest.raises(ParamsError, match=rf"the least found are {paid.parameters:,} parameters and {paid.macs:,} MAC"):
+        budget.check(settings(space=many, max_macs=paid.macs - 1), CARD, "params.yaml")
+
+
 def test_a_space_without_any_network_is_told_with_the_reason() -> None:
     with pytest.raises(ParamsError, match=r"no point of 'search.space' is a network \(net.blocks has 2 stages, but"):
         budget.check(settings(space={"net.blocks": [[1, 1]], "net.widths": [[4]]}), CARD, "params.yaml")

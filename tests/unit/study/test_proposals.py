@@ -43,6 +43,15 @@ def test_what_is_above_a_budget_is_not_proposed(tmp_path: Path) -> None:
     assert asked.suggest("1") is None
 
 
+def test_a_structure_that_meets_the_budgets_is_proposed_first(tmp_path: Path) -> None:
+    light = {"net.blocks": [1, 1, 1], "net.widths": [4, 8, 8]}
+    of = replace(plan(tmp_path), first=light)
+    (given, other) = (json.loads(proposals(of, []).suggest(str(turn))["point"]) for turn in range(2))
+    assert light.items() <= given.items()
+    assert 0.05 <= given["train.lr"] <= 0.2
+    assert other == given  # it was begun
+
+
 def test_a_trial_that_a_kill_cut_short_comes_first_and_those_that_ended_never(tmp_path: Path) -> None:
     of = plan(tmp_path, trials=2)
     record(of, 1)
