@@ -19,13 +19,17 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 import resflow
 from resflow.errors import DataError
 from resflow.files import sha256, write
 
-__all__ = ["Record", "Records", "code", "digest", "machine"]
+__all__ = ["Record", "Records", "checked", "code", "digest", "machine"]
+
+Kind = TypeVar("Kind")
 
 
 def digest(value: Any) -> str:
@@ -122,9 +126,17 @@ def _read(path: Path) -> Iterator[Record]:
         return
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(str(path), f"cannot be read ({error})", "Restore it with git, or move it away") from error
+    kind, mend = TypeAdapter(Record), "Delete that line, whose trial then runs again, or restore the file with git"
     for number, line in enumerate(text.splitlines(), 1):
-        try:
-            yield Record(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            mend = "Delete that line, whose trial then runs again, or restore the file with git"
-            raise DataError(f"{path}:{number}", f"is no record of a trial ({error})", mend) from error
+        yield checked(kind, line, f"{path}:{number}", "is no record of a trial", mend)
+
+
+def checked(kind: TypeAdapter[Kind], text: str, where: str, problem: str, mend: str) -> Kind:
+    """What JSON of such a kind holds. Raises `DataError` with the problem and the first field, or line, that has it."""
+    try:
+        return kind.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        said = f"{field}: {first['msg']}" if field else first["msg"]
+        raise DataError(where, f"{problem} ({said})", mend) from error

@@ -16,6 +16,8 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+
 from resflow.data import arrays
 from resflow.errors import DataError
 from resflow.evaluation import inference, metrics
@@ -25,15 +27,74 @@ from resflow.study import budget, trial
 from resflow.study.canvas import blank, png
 from resflow.study.front import first_front, fronts
 from resflow.study.plan import Plan, allowed, finals_of, known, objectives
-from resflow.study.trial import Training
+from resflow.study.record import checked
+from resflow.study.trial import Status, Training
 
 __all__ = ["COLUMNS", "FILE", "ends", "load", "measured", "rows", "save"]
 
 FILE = Path("study/search.json")
 """In the project; the table and the picture lie beside it."""
 BATCH = 1000
+DAMAGED = "Run `resflow search`, which writes it anew"
 COLUMNS = ("point", "validation", "test", "parameters", "MACs", "latency ms", "what it is")
 """Of the table on the terminal."""
+
+
+class Spread(BaseModel):
+    """Accuracies of several seeds."""
+
+    mean: float
+    """0 where all diverged."""
+    std: float | None
+    n: int
+
+
+class Found(BaseModel):
+    """A point of the front."""
+
+    number: int
+    on_front: bool
+    """Also by its mean over seeds."""
+    point: dict[str, Any]
+    net: dict[str, Any]
+    train: dict[str, Any]
+    """Parameters of params.yaml that `resflow search apply` sets."""
+    parameters: int
+    macs: int
+    latency_ms: float
+    trial_accuracy: float
+    validation: Spread
+    test: Spread
+    diverged: int
+    memory: int = 0
+    """Seeds for which it was not enough."""
+    runs: dict[str, float]
+    """Test accuracy of each training, by its name."""
+
+
+class Tried(BaseModel):
+    """A trial."""
+
+    number: int
+    status: Status
+    rank: int | None
+    accuracy: float
+    epochs: int
+    parameters: int
+    macs: int
+    latency_ms: float
+    seconds: float | None
+    point: dict[str, Any]
+
+
+class Report(BaseModel):
+    """What study/search.json holds."""
+
+    space: dict[str, Any]
+    budgets: dict[str, float | None]
+    epochs: dict[str, int]
+    front: list[Found]
+    trials: list[Tried]
 
 
 def measured(plan: Plan, chosen: Sequence[Training], earlier: dict[str, Any] | None) -> dict[str, Any]:
@@ -129,12 +190,11 @@ def load(root: Path) -> dict[str, Any]:
     """The report of the last search. Raises `DataError`."""
     path = root / FILE
     try:
-        report: dict[str, Any] = json.loads(path.read_text())
-        return report | {"front": report["front"]}
+        return checked(TypeAdapter(Report), path.read_text(), str(path), "is damaged", DAMAGED).model_dump()
     except FileNotFoundError as error:
         raise DataError(str(path), "there is no result of a search", "Run `resflow search`") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(str(path), f"is damaged ({error})", "Run `resflow search`, which writes it anew") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"is damaged ({error})", DAMAGED) from error
 
 
 def save(root: Path, report: dict[str, Any]) -> None:

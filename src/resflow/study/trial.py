@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from resflow.data import arrays
-from resflow.errors import TrainingError
+from resflow.errors import DataError, TrainingError
 from resflow.evaluation import inference
 from resflow.files import write
 from resflow.params import Params
 from resflow.study import space
-from resflow.study.record import code
+from resflow.study.record import checked, code
 from resflow.study.space import Point
 from resflow.training import checkpoint, loop
 from resflow.training.cluster import Job, local_arrays
@@ -100,15 +101,14 @@ class Outcome:
 
 
 def read(folder: Path) -> list[Training]:
-    """All records there, in the order in which they were begun; what is damaged is as if it were not there."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
+    """All records there, in the order in which they were begun. Raises `DataError`."""
+    kind, found = TypeAdapter(Training), []
+    for path in folder.glob("*.json"):
+        problem, mend = "is no record of a training", "Remove it, whose training then runs again"
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
-            fields |= {key: tuple(fields[key]) for key in ("rule", "accuracies")}  # JSON has lists only
-            found.append(Training(**fields))
-        except (ValueError, TypeError, KeyError, OSError):
-            continue
+            found.append(checked(kind, path.read_text(), str(path), problem, mend))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(str(path), f"{problem} ({error})", mend) from error
     return sorted(found, key=lambda record: (record.number, record.name))
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,10 +168,20 @@ def test_two_studies_cannot_run_into_one_folder(tmp_path: Path) -> None:
         study(tmp_path, tmp_path / "study", [], ["resflow", "study"], report_only=False, say=print)
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"load": "high"}, r"load: Input should be a valid number"),
+        ({"asked": 5}, r"asked: Input should be an object"),
+        (None, r"Invalid JSON: EOF while parsing"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path: Path, damage: dict[str, Any] | None, said: str) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_text(json.dumps({"key": "a"}) + "\n")
-    with pytest.raises(DataError, match=r"results.jsonl:1"):
+    whole = {"key": "a", "code": "", "data": "", "asked": {}, "result": {}, "seconds": 1.0, "machine": "", "load": 0.0}
+    second = json.dumps({**whole, **damage}) if damage else '{"key": "b"'
+    path.write_text(json.dumps(whole) + "\n" + second + "\n")
+    with pytest.raises(DataError, match=rf"results.jsonl:2: is no record of a trial \({said}.*\). Delete that line"):
         Records(path)
 
 

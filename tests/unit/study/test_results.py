@@ -81,7 +81,20 @@ def test_a_result_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"search.json: there is no result of a search. Run `resflow search`"):
         results.load(tmp_path)
     (tmp_path / "study").mkdir()
-    for text in ("{", "[]", "{}"):
+    for text, said in (
+        ("{\n1", "Invalid JSON: .* at line 2"),
+        ("[]", "Input should be an object"),
+        ("{}", "space: Fie"),
+    ):
         (tmp_path / "study/search.json").write_text(text)
-        with pytest.raises(DataError, match=r"search.json: is damaged"):
+        with pytest.raises(DataError, match=rf"search.json: is damaged \({said}.*\). Run `resflow search`, which"):
             results.load(tmp_path)
+
+
+def test_a_value_of_a_result_that_was_changed_by_hand_to_another_kind_is_told(tmp_path: Path) -> None:
+    of = finished(tmp_path)
+    results.save(tmp_path, results.measured(of, plans.front(of), None))
+    path = tmp_path / "study/search.json"
+    path.write_text(path.read_text().replace('"macs": 2000', '"macs": "2 M"'))
+    with pytest.raises(DataError, match=r"search.json: is damaged \(front.0.macs: Input should be a valid integer\)"):
+        results.load(tmp_path)

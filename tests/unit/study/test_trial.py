@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resflow.errors import SetupError
+from resflow.errors import DataError, SetupError
 from resflow.study import trial
 from resflow.study.plan import clear
 from tests.unit.study.searched import POINT, plan, record
@@ -75,13 +75,29 @@ def test_a_training_that_memory_does_not_hold_is_an_outcome(tmp_path: Path) -> N
     assert "memory" in outcome.reason
 
 
-def test_records_are_read_as_they_were_kept_and_damaged_ones_are_none(tmp_path: Path) -> None:
+def test_records_are_read_as_they_were_kept(tmp_path: Path) -> None:
     of = plan(tmp_path)
     kept = [record(of, 2, accuracies=(1 / 3, 2 / 3), seconds=None), record(of, 1, status="running", accuracies=())]
-    (of.trials / "damaged.json").write_text('{"name": "x"')
-    (of.trials / "other.json").write_text("[]")
     assert trial.read(of.trials) == kept[::-1]
     assert [one.accuracy for one in kept] == [2 / 3, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"macs": 2000,', '"macs": 2000', r"Invalid JSON: expected `,` or `}` at line \d+ column 3"),
+        ('"macs": 2000,', '"macs": "many",', "macs: Input should be a valid integer"),
+        ('"macs": 2000,', "", "macs: Field required"),
+        ('"status": "done"', '"status": "lost"', "status: Input should be 'running', 'done', "),
+        ('"seed": 0', '"seed": \udcff', "'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_a_record_that_was_damaged_by_hand_is_told(tmp_path: Path, old: str, new: str, said: str) -> None:
+    of = plan(tmp_path)
+    path = of.trials / f"{record(of, 1).name}.json"
+    path.write_text(path.read_text().replace(old, new), errors="surrogateescape")
+    with pytest.raises(DataError, match=rf"{path.name}: is no record of a training \({said}.*\). Remove it, whose"):
+        trial.read(of.trials)
 
 
 def test_a_record_that_cannot_be_written_is_told(tmp_path: Path) -> None:
