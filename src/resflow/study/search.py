@@ -40,7 +40,7 @@ from resflow.study.trial import Outcome, Status, Training
 from resflow.training.cluster import Job
 from resflow.training.reader import cause
 
-__all__ = ["Proposals", "run_finals", "run_trials"]
+__all__ = ["Keeper", "Proposals", "run_finals", "run_trials"]
 
 METRICS, MODES = ["accuracy", "macs", "latency_ms"], ["max", "min", "min"]
 QUIET = {
@@ -76,7 +76,7 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
     )
     holds = Holds(plan)
     proposals = Proposals(plan, past, holds, say)
-    keeper = _Keeper(plan, proposals, holds, say)
+    keeper = Keeper(plan, proposals, holds, say)
     _replay(asha, past)
     # reuse_actors would save a process for each trial, but fails the next one where the thread of a stopped
     # one takes more than two seconds to end (Ray 2.60)
@@ -218,7 +218,7 @@ class Proposals(OptunaSearch):
         """Nothing: the records are what is kept."""
 
 
-class _Keeper(tune.Callback):
+class Keeper(tune.Callback):
     """Writes the record of each trial that ends, and removes its checkpoints."""
 
     def __init__(self, plan: Plan, proposals: Proposals, holds: Holds, say: Callable[[str], None]) -> None:
@@ -278,7 +278,7 @@ class _Keeper(tune.Callback):
 class _Stop(tune.Stopper):
     """Ends all trials when one failed in a way that concerns all."""
 
-    def __init__(self, keeper: _Keeper) -> None:
+    def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
