@@ -9,6 +9,7 @@ streamed are read by Ray Data (`reader`). No other module imports Ray.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import pickle
 import signal
@@ -98,8 +99,6 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[flo
 
 
 def _fit_here(job: Job, display: Display) -> Any:
-    import logging
-
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -170,8 +169,6 @@ def connected(job: Job, address: str | None) -> Iterator[None]:
 @contextmanager
 def _started(job: Job, address: str | None) -> Iterator[None]:
     """Ray on this machine, or the cluster at `address`, for as long as it is needed. Raises `TrainingError`."""
-    import logging
-
     import ray
     from ray.exceptions import AuthenticationError, RayError
 
@@ -184,6 +181,7 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
         index = shards.load(job.arrays.folder / "train")
         options["object_store_memory"] = store_bytes(index.file_bytes, job.train.workers[1])
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_news)
     try:
         ray.init(
             address=address or "local",
@@ -200,6 +198,11 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that a cluster of this machine's own asks for the token that Ray has made for it."""
+    return not record.getMessage().startswith("Token authentication is enabled")
 
 
 def _beside(work: Callable[[], Any]) -> Any:
