@@ -189,7 +189,7 @@ class Proposals(OptunaSearch):
         self._latencies[job.card.structure] = latency_ms
         if budget.excess(plan.params.search, replace(paid, latency_ms=latency_ms)):
             return None
-        if not self._holds.takes(job.name):  # its number is settled when it is begun
+        if not self._holds.takes(job.name):
             self._say(f"passed over for now, since another process trains it: {_words(point)}")
             return None
         record = Training(
