@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resflow.data.arrays import Split
     from resflow.nets.file import ModelCard
 
-__all__ = ["check_fit", "deterministic", "device", "logits"]
+__all__ = ["check_fit", "deterministic", "device", "logits", "measuring_device"]
 
 
 def device(wanted: str) -> str:
@@ -32,6 +32,11 @@ def device(wanted: str) -> str:
     if wanted == "cuda" and not there:
         raise TrainingError("train.device", "is cuda, but no GPU is found", "Set it to auto or cpu")
     return ("cuda" if there else "cpu") if wanted == "auto" else wanted
+
+
+def measuring_device(wanted: str) -> str:
+    """As `device`, but the CPU where `cuda`, on which a cluster's workers have trained, is not on this machine."""
+    return wanted if wanted == "cpu" else device("auto")
 
 
 def check_fit(path: Path, card: ModelCard, test: Split) -> None:

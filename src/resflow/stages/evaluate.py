@@ -34,7 +34,7 @@ def run(root: Path, params: Params) -> None:
     inference.check_fit(root / MODEL, card, test)
     start = time.perf_counter()
     with inference.deterministic(params.train.threads):
-        device = inference.device(params.train.device)
+        device = inference.measuring_device(params.train.device)
         logits = inference.logits(net, test.images, card, params.evaluate.batch_size, device)
     seconds = time.perf_counter() - start
     if not np.isfinite(logits).all():

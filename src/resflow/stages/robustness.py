@@ -78,7 +78,7 @@ def _measure(root: Path, params: Params) -> tuple[Table, bytes, float]:
     inference.check_fit(path, card, test)
     images, labels = _drawn(test, settings.images, params.seed)
     with inference.deterministic(params.train.threads):
-        device = inference.device(params.train.device)
+        device = inference.measuring_device(params.train.device)
         subject = Subject(net, card, images, labels, downsample=settings.downsample, device=device)
         table = _table(subject, settings, params.seed, len(labels))
         picture = _picture(images[:SHOWN], settings.corruptions, params.seed)

@@ -159,7 +159,7 @@ def _test(plan: Plan, name: str) -> float:
     net, card = model_file.load(plan.finals / f"{name}.safetensors")
     test = arrays.load(plan.base.arrays.folder, "test")
     with inference.deterministic(plan.params.train.threads):
-        device = inference.device(plan.params.train.device)
+        device = inference.measuring_device(plan.params.train.device)
         return metrics.accuracy(inference.logits(net, test.images, card, BATCH, device), test.labels)
 
 

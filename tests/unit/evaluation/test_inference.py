@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from resflow.data.batches import to_input
+from resflow.errors import TrainingError
 from resflow.evaluation import inference
 from resflow.nets import create
 from resflow.nets.file import ModelCard
@@ -71,6 +72,13 @@ def test_no_images_give_no_answers_of_the_right_shape(images):
 def test_auto_is_the_gpu_where_there_is_one():
     assert inference.device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
     assert inference.device("cpu") == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is found here")
+def test_a_gpu_that_is_not_here_is_refused_but_for_measuring_what_a_cluster_has_trained():
+    with pytest.raises(TrainingError, match="is cuda, but no GPU is found"):
+        inference.device("cuda")
+    assert [inference.measuring_device(wanted) for wanted in ("cuda", "auto", "cpu")] == ["cpu"] * 3
 
 
 def fail():
