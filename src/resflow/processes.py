@@ -19,6 +19,8 @@ from resflow.files import explained
 __all__ = ["WAIT_SECONDS", "alone", "die_with_parent", "locked"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TRIES = 100
+"""To make a lock in a folder that others remove; more in a row are no chance."""
 LIBC = ctypes.CDLL(None)  # loaded before any fork, since a new child should do as little as it can
 WAIT_SECONDS = 30.0
 """A stage whose `dvc repro` was killed ends a moment after it; whoever starts it again at once waits for that."""
@@ -45,8 +47,7 @@ def alone(path: Path, does: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
     deadline, told = time.monotonic() + wait, False
     while True:
         with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
+            file = _opened(path)
         with file:
             if locked(file) and _is_there(path, file):
                 file.truncate(0)
@@ -72,6 +73,19 @@ def locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _opened(path: Path) -> IO[str]:
+    """The lock, and its folder where that is missing: who is finished may remove it at any moment."""
+    left = TRIES
+    while True:
+        left -= 1
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a+")
+        except (FileNotFoundError, FileExistsError):  # the latter where it was there, and was gone when looked at
+            if not left:
+                raise
 
 
 def _is_there(path: Path, file: IO[str]) -> bool:
