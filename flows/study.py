@@ -43,8 +43,9 @@ def structure_search() -> dict[str, Any]:
         plan = replace(plan, first=budget.check(settings, plan.base.card, "params.yaml"))
         front = acts.trials(plan)
         acts.finals(plan, front)
+        found = acts.report(root, plan, front)
         sweep(plan)
-        return acts.report(root, plan, front)
+        return found
 
 
 def plan_of(root: Path, settings: params.Params) -> Plan:

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from resflow import storage
 from resflow.errors import StoreError, TrainingError
 from resflow.stages import runs
 from resflow.stages.runs import Lease
+from resflow.study import plan as plans
 from resflow.training.remote import Arrays, Bucket
+from tests.unit.study.searched import plan, record
 
 pytestmark = pytest.mark.integration
 
@@ -134,6 +138,16 @@ def test_a_bucket_that_is_missing_is_told_before_anything_else(bucket: Bucket) -
         pass
 
 
+def test_a_run_whose_checkpoints_were_removed_leaves_nothing_and_one_that_was_left_all(bucket: Bucket) -> None:
+    for name in ("0" * 16, "1" * 16):
+        with runs.held(bucket, name):
+            bucket.folder(name).write("000000004-00001.cpu.pt", b"state")
+            if name == "0" * 16:
+                bucket.folder(name).remove(keep="lock")
+    assert bucket.folder("").folders() == ["1" * 16]
+    assert bucket.folder("1" * 16).names() == ["000000004-00001.cpu.pt"]
+
+
 # --- how long ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,3 +203,23 @@ def test_a_node_keeps_the_arrays_it_was_asked_for_within_a_week(bucket: Bucket, 
     os.utime(cache / second.key / "lock", times=(0, 0))
     bucket.fetch(second, cache)
     assert second.whole(cache / second.key), "what is asked for now is not old"
+
+
+def test_a_search_sweeps_up_what_workers_that_were_stopped_left_and_asks_for_nothing_else(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    of = plan(tmp_path)
+    asked: list[str] = []
+
+    def held(name: str, **how: float) -> AbstractContextManager[None]:
+        asked.append(name)
+        return runs.held(bucket, name, **how)
+
+    of = replace(of, base=replace(of.base, runs=bucket), held=held)
+    left, empty = record(of, 1), record(of, 2)
+    bucket.folder(left.name).write("000000004-00001.cpu.pt", b"state")
+    bucket.folder(empty.name).write("lock", b"of one that was killed")
+    bucket.folder("e" * 16).write("000000004-00001.cpu.pt", b"of another search")
+    plans.sweep(of)
+    assert asked == [left.name]
+    assert sorted(bucket.folder("").folders()) == sorted([empty.name, "e" * 16])

@@ -143,6 +143,7 @@ class Lease:
         with suppress(StoreError):  # then it ends by itself
             if self._etag_of_ours():
                 storage.remove(self._s3, self.url)
+                storage.remove(self._s3, self.url.removesuffix(LOCK))  # the object by which Arrow keeps empty folders
 
     def _content(self) -> bytes:
         self._count += 1  # each is another object, with an ETag of its own

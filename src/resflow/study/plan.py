@@ -12,12 +12,13 @@ wider space, other budgets or more trials begins with what is there.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from resflow.errors import NetError, ParamsError, TrainingError
+from resflow.errors import NetError, ParamsError, SetupError, StoreError, TrainingError
 from resflow.params import Params
 from resflow.study import budget, space, trial
 from resflow.study.budget import Price
@@ -170,10 +171,20 @@ def sweep(plan: Plan) -> None:
 
     What another search trains stays.
     """
-    runs, ended = plan.base.runs, {one.name for one in (*trial.read(plan.trials), *trial.read(plan.finals))}
+    ended = {one.name for one in (*trial.read(plan.trials), *trial.read(plan.finals))}
     ended -= {one.name for one in trial.read(plan.trials) if one.status == "running"}
-    there = runs.folder("").folders() if isinstance(runs, Bucket) else [path.name for path in runs.glob("*/")]
-    with Holds(plan) as holds:
-        for name in ended.intersection(there):
-            if holds.takes(name):
-                clear(plan.base, name)
+    try:
+        with Holds(plan) as holds:
+            for name in sorted(ended & _left(plan.base.runs)):
+                if holds.takes(name):
+                    clear(plan.base, name)
+                    holds.leave(name)
+    except (SetupError, StoreError) as error:  # the result is there: that is worth a line, and no failure
+        print(f"old checkpoints stay where they are: {error}", file=sys.stderr)
+
+
+def _left(runs: Path | Bucket) -> set[str]:
+    """The runs of which there is more than a lock: in a bucket, each is a request or more to take."""
+    if not isinstance(runs, Bucket):
+        return {path.name for path in runs.glob("*/")}
+    return {run for run, _, file in (name.partition("/") for name in runs.folder("").names()) if file != LOCK}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import pytest
+
+from resflow.stages import runs
 from resflow.study import plan as plans
 from resflow.training.checkpoint import LocalFolder
+from resflow.training.remote import Bucket
 from tests.unit.study.searched import SPACE, plan, record
 
 
@@ -56,6 +61,17 @@ def test_what_is_left_of_trainings_that_ended_is_swept_up(tmp_path: Path) -> Non
     with of.held(elsewhere.name):
         plans.sweep(of)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {begun.name, elsewhere.name, others}
+
+
+def test_a_search_keeps_its_result_where_nothing_can_be_swept_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = plan(tmp_path)
+    record(of, 1)
+    nowhere = {"access_key": "a", "secret_key": "b", "session_token": None, "region": "us-east-1"}
+    bucket = Bucket(url="s3://bucket/runs", endpoint="http://127.0.0.1:9", **nowhere)
+    plans.sweep(replace(of, base=replace(of.base, runs=bucket), held=partial(runs.held, bucket)))
+    assert "old checkpoints stay where they are: s3://bucket/runs: cannot be used" in capsys.readouterr().err
 
 
 def test_a_stopped_trial_counts_as_long_as_the_rule_that_stopped_it(tmp_path: Path) -> None:
