@@ -25,7 +25,7 @@ from resflow.study.speed import inference_seconds
 __all__ = ["Price", "check", "excess", "latency_ms", "price"]
 
 LOOKED_AT = 200
-"""Points that are all priced; of more, the lightest is descended to."""
+"""Points that are all priced; of more, the lightest is descended to, then as many drawn by chance are priced."""
 FASTEST_OF = 3
 """Networks of the fewest MACs, of which the fastest stands for all."""
 SECONDS = 0.05
@@ -77,25 +77,49 @@ def check(params: Params, card: ModelCard, where: str) -> Point | None:
     if search.max_parameters is search.max_macs is search.max_latency_ms is None:
         return None
     mend = "Raise the budget, or give smaller choices"
-    if space.count(search.space) > LOOKED_AT:
-        starts = {space.stages(point): point for point in reversed(networks)}
-        networks = [point for start in starts.values() for point in _descent(params, start, card)]
-    priced = [(price(_network(params, point, card)), point) for point in networks]
-    within = [(paid, point) for paid, point in priced if excess(search, paid) is None]
-    if not within:
-        limits = {"max_parameters": search.max_parameters, "max_macs": search.max_macs}
-        given = " and ".join(f"search.{name} {limit:,}" for name, limit in limits.items() if limit is not None)
-        least = f"{min(paid.parameters for paid, _ in priced):,} parameters and {min(p.macs for p, _ in priced):,} MACs"
-        raise ParamsError(where, f"no structure of 'search.space' meets {given}: the least found are {least}", mend)
-    lightest = [point for _, point in sorted(within, key=lambda one: (one[0].macs, one[0].parameters))]
-    found = lightest[0]
-    if search.max_latency_ms is not None:
+    priced: list[tuple[Price, Point]] = []
+    fastest = math.inf
+    for points in _looked_at(params, networks, card):
+        priced += [(price(_network(params, point, card)), point) for point in points]
+        within = [(paid, point) for paid, point in priced if excess(search, paid) is None]
+        lightest = [point for _, point in sorted(within, key=lambda one: (one[0].macs, one[0].parameters))]
+        if lightest and search.max_latency_ms is None:
+            return _of_net(lightest[0])
         times = {latency_ms(_network(params, point, card)): point for point in lightest[:FASTEST_OF]}
-        found = times[min(times)]
-        if min(times) > search.max_latency_ms:
-            problem = f"no structure of 'search.space' meets search.max_latency_ms {search.max_latency_ms:g}"
-            raise ParamsError(where, f"{problem}: the fastest found takes {min(times):.3g} ms", mend)
-    return {name: value for name, value in found.items() if name.startswith("net.")}
+        fastest = min([fastest, *times])
+        if times and min(times) <= (search.max_latency_ms or math.inf):
+            return _of_net(times[min(times)])
+    if fastest < math.inf:
+        problem = f"no structure of 'search.space' meets search.max_latency_ms {search.max_latency_ms:g}"
+        raise ParamsError(where, f"{problem}: the fastest found takes {fastest:.3g} ms", mend)
+    limits = {"max_parameters": search.max_parameters, "max_macs": search.max_macs}
+    given = " and ".join(f"search.{name} {limit:,}" for name, limit in limits.items() if limit is not None)
+    least = f"{min(paid.parameters for paid, _ in priced):,} parameters and {min(p.macs for p, _ in priced):,} MACs"
+    raise ParamsError(where, f"no structure of 'search.space' meets {given}: the least found are {least}", mend)
+
+
+def _of_net(point: Point) -> Point:
+    return {name: value for name, value in point.items() if name.startswith("net.")}
+
+
+def _looked_at(params: Params, networks: list[Point], card: ModelCard) -> Iterator[list[Point]]:
+    """Points by which budgets are judged, more and more of them as long as none is within: all of a small space, else
+    descents, `networks` drawn by chance, and descents from the lightest of these that has a value, for each value. What
+    goes only with a value of another parameter is not on the way from the lightest choices.
+    """
+    if space.count(params.search.space) <= LOOKED_AT:
+        yield networks
+        return
+    starts = {space.stages(point): point for point in reversed(networks)}
+    yield [point for start in starts.values() for point in _descent(params, start, card)]
+    yield networks
+    falling = sorted(networks, key=lambda point: _weight(params, point, card), reverse=True)
+    lightest = {(name, str(value)): point for point in falling for name, value in _of_net(point).items()}
+    seen: list[Point] = []
+    for start in lightest.values():
+        if start not in seen:
+            seen += _descent(params, start, card)
+    yield seen
 
 
 def _network(params: Params, point: Point, card: ModelCard) -> ModelCard:
@@ -107,24 +131,26 @@ def _descent(params: Params, start: Point, card: ModelCard) -> Iterator[Point]:
     """Points on the way down from `start`, the last of which no single change makes lighter: above budgets by less,
     then of fewer MACs. Pricing all of a large space would take hours, and a few drawn by chance miss what is rare.
     """
-    search, best = params.search, start
-
-    def weight(point: Point) -> tuple[float, ...]:
-        try:
-            paid = price(_network(params, point, card))
-        except (NetError, ParamsError):
-            return (math.inf,)
-        limits = (paid.parameters, search.max_parameters), (paid.macs, search.max_macs)
-        return max([1.0, *(value / most for value, most in limits if most)]), paid.macs, paid.parameters
-
+    best = start
     while True:
         yield best
         before = best
-        for name, values in space.ends(search.space).items():
+        for name, values in space.ends(params.search.space).items():
             if name.startswith("net."):
-                best = min((best, *({**best, name: value} for value in values)), key=weight)
+                changed = ({**best, name: value} for value in values)
+                best = min((best, *changed), key=lambda point: _weight(params, point, card))
         if best == before:
             return
+
+
+def _weight(params: Params, point: Point, card: ModelCard) -> tuple[float, ...]:
+    """By how much a point is above budgets, then what it costs."""
+    try:
+        paid = price(_network(params, point, card))
+    except (NetError, ParamsError):
+        return (math.inf,)
+    limits = (paid.parameters, params.search.max_parameters), (paid.macs, params.search.max_macs)
+    return max([1.0, *(value / most for value, most in limits if most)]), paid.macs, paid.parameters
 
 
 def latency_ms(card: ModelCard) -> float:

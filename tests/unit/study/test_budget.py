@@ -85,6 +85,26 @@ def test_the_one_structure_of_a_large_space_that_meets_the_budgets_is_found() ->
         budget.check(settings(space=many, max_macs=paid.macs - 1), CARD, "params.yaml")
 
 
+def test_the_lightest_structure_is_found_where_parameters_go_only_together() -> None:
+    many: dict[str, Any] = {
+        "net.block": ["basic", "bottleneck"],  # of which the second is heavier without groups, which the first has not
+        "net.groups": [1, 16],
+        "net.blocks": [[2, 2], [3, 3]],
+        "net.widths": [[16, 32], [32, 64]],
+        "net.se": [0, 4, 8],
+        "net.shortcut": ["B", "C"],
+        "net.activation": ["relu", "silu", "gelu"],
+        "net.stem": ["patch4x4"],
+        "net.stem_width": [16, 32],
+    }
+    asked = settings(space=many, max_macs=500_000)
+    assert space.count(asked.search.space) == 576 > budget.LOOKED_AT
+    light = {"net.block": "bottleneck", "net.groups": 16, "net.blocks": [2, 2], "net.widths": [16, 32]}
+    assert light.items() <= (budget.check(asked, CARD, "params.yaml") or {}).items()
+    with pytest.raises(ParamsError, match=r"the least found are 30,531 parameters and 445,056 MACs"):
+        budget.check(settings(space=many, max_macs=445_055), CARD, "params.yaml")
+
+
 def test_a_space_without_any_network_is_told_with_the_reason() -> None:
     with pytest.raises(ParamsError, match=r"no point of 'search.space' is a network \(net.blocks has 2 stages, but"):
         budget.check(settings(space={"net.blocks": [[1, 1]], "net.widths": [[4]]}), CARD, "params.yaml")
