@@ -12,7 +12,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from resflow.errors import DataError, TrainingError
+from resflow.errors import DataError
 from resflow.study import plan as plans
 from resflow.study import results, trial
 from resflow.study.plan import Plan
@@ -26,17 +26,16 @@ __all__ = ["finals", "report", "trials"]
 @task(task_run_name="trials", cache_policy=NO_CACHE)
 def trials(plan: Plan) -> list[Training]:
     """Train what is left of the trials; returns the front. Raises `TrainingError`."""
-    left, wanted = plans.remaining(plan), plan.params.search.trials
+    left, wanted, elsewhere = plans.remaining(plan), plan.params.search.trials, 0
     log(f"trials: {left} of {wanted} to train, {wanted - left} found" if left else f"trials: all {wanted} found")
     if left:
         with connected(plan.base, plan.address):
             from resflow.study import search  # Ray reads some of its settings when it is imported
 
-            search.run_trials(plan, log)
+            elsewhere = search.run_trials(plan, log)
     front = plans.front(plan)
     if not front:
-        problem = "no trial reached its end: all diverged, ran out of memory, or took longer than search.max_seconds"
-        raise TrainingError("search", problem, "Lower the rates or sizes of the space, or raise search.max_seconds")
+        raise plans.no_front(elsewhere)
     log(f"front: {len(front)} points")
     return front
 

@@ -28,7 +28,19 @@ from resflow.study.trial import Training
 from resflow.training.cluster import Job
 from resflow.training.remote import LOCK, Bucket, BucketFolder
 
-__all__ = ["Holds", "Plan", "allowed", "clear", "finals_of", "front", "known", "objectives", "remaining", "sweep"]
+__all__ = [
+    "Holds",
+    "Plan",
+    "allowed",
+    "clear",
+    "finals_of",
+    "front",
+    "known",
+    "no_front",
+    "objectives",
+    "remaining",
+    "sweep",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +133,15 @@ def front(plan: Plan) -> list[Training]:
     return sorted((whole[at] for at in chosen), key=lambda record: (-record.accuracy, record.macs, record.number))
 
 
+def no_front(elsewhere: int) -> TrainingError:
+    """Why there is none, where other processes train so many points of the space."""
+    if elsewhere:
+        problem = f"no trial reached its end here: other processes train {elsewhere} of its points"
+        return TrainingError("search", problem, "Wait for them to end, then run again")
+    problem = "no trial reached its end: all diverged, ran out of memory, or took longer than search.max_seconds"
+    return TrainingError("search", problem, "Lower the rates or sizes of the space, or raise search.max_seconds")
+
+
 def finals_of(plan: Plan, record: Training) -> list[Job]:
     """The trainings of a point with seeds of their own, and for `train.epochs`: its first seed is why it was chosen."""
     first, epochs = plan.params.seed + 1, plan.params.train.epochs
@@ -140,10 +161,10 @@ class Holds(AbstractContextManager["Holds"]):
         stack.enter_context(self._held(name, **how))
         self._stacks[name] = stack
 
-    def takes(self, name: str) -> bool:
-        """Whether nobody else does this one, from which others are kept then."""
+    def takes(self, name: str, wait: float = 0) -> bool:
+        """Whether nobody else does this one, or not for so many more seconds; others are kept from it then."""
         try:
-            self.take(name, wait=0)
+            self.take(name, wait=wait)
         except TrainingError:
             return False
         return True

@@ -33,6 +33,7 @@ from ray.tune.search.optuna import OptunaSearch
 from resflow.errors import NetError, ParamsError, ResflowError, TrainingError
 from resflow.nets import file as model_file
 from resflow.params import Range
+from resflow.processes import WAIT_SECONDS
 from resflow.study import budget, space, trial
 from resflow.study.plan import Holds, Plan, clear, finals_of, known, remaining
 from resflow.study.space import Point
@@ -56,10 +57,11 @@ TRIES = 200
 """Proposals in a row that are nothing new, after which the space is taken to hold no more."""
 
 
-def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
+def run_trials(plan: Plan, say: Callable[[str], None]) -> int:
     """Train what `search.trials` still lacks, on the Ray that this process is connected to.
 
-    Raises what a trial raised, or `TrainingError` where Ray gave up.
+    Returns how many points were passed over, since other processes train them. Raises what a trial raised, or
+    `TrainingError` where Ray gave up.
     """
     os.environ |= QUIET
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it tells is raised, or misses what is not wanted
@@ -103,6 +105,7 @@ def run_trials(plan: Plan, say: Callable[[str], None]) -> None:
         raise keeper.failure
     if keeper.lost:
         raise cause("Ray Tune", _first(results.errors))
+    return len(proposals.elsewhere)
 
 
 def _trial(config: dict[str, Any], plan: Plan) -> None:
@@ -136,31 +139,50 @@ class Proposals(OptunaSearch):
         names: dict[str, Any] = {"storage": optuna.storages.InMemoryStorage(), "study_name": "resflow"}
         directions = ["maximize" if mode == "max" else "minimize" for mode in MODES]
         sampler = optuna.samplers.TPESampler(seed=plan.params.seed + len(past))
-        begun = optuna.create_study(sampler=sampler, directions=directions, **names)
+        self._study = optuna.create_study(sampler=sampler, directions=directions, **names)
         distributions = {name: _distribution(values) for name, values in spread.items()}
         for record in past:
             encoded = _encoded(spread, record.point)
             if record.status == "running":
-                begun.enqueue_trial(encoded)
+                self._study.enqueue_trial(encoded)
             else:
                 figures = [record.accuracy, record.macs, record.latency_ms]
-                begun.add_trial(optuna.trial.create_trial(params=encoded, distributions=distributions, values=figures))
+                tried = optuna.trial.create_trial(params=encoded, distributions=distributions, values=figures)
+                self._study.add_trial(tried)
         if plan.first and not any(plan.first.items() <= record.point.items() for record in past):
-            begun.enqueue_trial(_encoded({name: spread[name] for name in plan.first}, plan.first))
+            self._study.enqueue_trial(_encoded({name: spread[name] for name in plan.first}, plan.first))
         super().__init__(distributions, metric=METRICS, mode=MODES, sampler=sampler, **names)
         self._plan, self._holds, self._say, self.wanted = plan, holds, say, remaining(plan)
         self._names = {record.name for record in past if record.status != "running"}
+        self._cut_short = {record.name for record in past} - self._names
         self._latencies = {plan.job(record.point).card.structure: record.latency_ms for record in past}
         self._numbers = {record.name: record.number for record in past}
         self._asked: dict[str, str] = {}
         self.begun: dict[str, Training] = {}
+        self.elsewhere: dict[str, Point] = {}
+        """What other processes train."""
 
     def suggest(self, trial_id: str) -> Any:
         """A new point as the configuration of a trial, None to wait for those that run, or `FINISHED`."""
         running = any(record.status == "running" for record in self.begun.values())
         if self.wanted <= 0:
             return None if running else Searcher.FINISHED
-        for number in range(TRIES):
+        given = self._new(trial_id, range(TRIES))
+        if given is None and self.elsewhere:  # by now others may be done with these, or dead
+            self._names -= self.elsewhere.keys()
+            for point in self.elsewhere.values():
+                self._study.enqueue_trial(_encoded(self._plan.params.search.space, point))
+            given = self._new(trial_id, range(TRIES, TRIES + len(self.elsewhere)))
+        if given:
+            return given
+        but = f", but for {len(self.elsewhere)} that other processes train" if self.elsewhere else ""
+        self._say(f"of {TRIES} more points of the space none is new and within the budgets{but}: the search ends here")
+        self.wanted = 0
+        return None if running else Searcher.FINISHED
+
+    def _new(self, trial_id: str, numbers: range) -> dict[str, Any] | None:
+        """The first proposal that is to be trained, of as many as there are numbers."""
+        for number in numbers:
             asked = f"{trial_id}.{number}"
             point = _decoded(self._plan.params.search.space, super().suggest(asked) or {})
             record = self._begin(point)
@@ -170,9 +192,7 @@ class Proposals(OptunaSearch):
                 price = {"parameters": record.parameters, "macs": record.macs, "latency_ms": record.latency_ms}
                 return {"name": record.name, "point": json.dumps(point), "price": price}
             super().on_trial_complete(asked, error=True)
-        self._say(f"of {TRIES} more points of the space none is new and within the budgets: the search ends here")
-        self.wanted = 0
-        return None if running else Searcher.FINISHED
+        return None
 
     def _begin(self, point: Point) -> Training | None:
         plan = self._plan
@@ -189,9 +209,13 @@ class Proposals(OptunaSearch):
         self._latencies[job.card.structure] = latency_ms
         if budget.excess(plan.params.search, replace(paid, latency_ms=latency_ms)):
             return None
-        if not self._holds.takes(job.name):
-            self._say(f"passed over for now, since another process trains it: {_words(point)}")
+        # one that we began was held by a predecessor, whose lease takes a while to end where that was killed elsewhere
+        if not self._holds.takes(job.name, wait=WAIT_SECONDS if job.name in self._cut_short else 0):
+            if job.name not in self.elsewhere:
+                self._say(f"passed over for now, since another process trains it: {_words(point)}")
+            self.elsewhere[job.name] = point
             return None
+        self.elsewhere.pop(job.name, None)
         record = Training(
             name=job.name,
             number=self._numbers.setdefault(job.name, 1 + max(self._numbers.values(), default=0)),

@@ -104,6 +104,11 @@ def test_the_front_is_of_whole_trials_the_most_accurate_first(tmp_path: Path) ->
     assert plans.front(of) == [best, small]
 
 
+def test_a_search_without_a_front_says_whether_others_train_it(tmp_path: Path) -> None:
+    assert "search: no trial reached its end: all diverged, ran out of memory, or took" in str(plans.no_front(0))
+    assert str(plans.no_front(2)).startswith("search: no trial reached its end here: other processes train 2 of its po")
+
+
 def test_the_front_is_trained_again_with_seeds_of_its_own(tmp_path: Path) -> None:
     of = plan(tmp_path)
     point = record(of, 1)

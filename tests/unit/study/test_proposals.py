@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,10 +80,42 @@ def test_what_another_process_trains_is_passed_over(tmp_path: Path) -> None:
     with of.held(of.job(small).name):
         assert asked.suggest("0")["name"] == of.job(large).name
         assert asked.suggest("1") is None
-    assert said[0] == "passed over for now, since another process trains it: blocks [1, 1]  widths [4, 8]"
+    assert said == [
+        "passed over for now, since another process trains it: blocks [1, 1]  widths [4, 8]",
+        "of 200 more points of the space none is new and within the budgets, but for 1 that other processes train: the "
+        "search ends here",
+    ]
     assert [one.point for one in trial.read(of.trials)] == [large]
     other = replace(plan(tmp_path, space=FEW), folder=tmp_path / "another project")
     assert proposals(other, []).suggest("0")["name"] == of.job(small).name
+
+
+def test_what_another_process_trained_is_asked_for_again_once_nothing_else_is_left(tmp_path: Path) -> None:
+    small, large = ({"net.blocks": blocks, "net.widths": widths} for blocks, widths in zip(*FEW.values(), strict=True))
+    of = replace(plan(tmp_path, space=FEW), first=small)
+    said: list[str] = []
+    asked = proposals(of, said)
+    with of.held(of.job(small).name):
+        assert asked.suggest("0")["name"] == of.job(large).name
+    given = asked.suggest("1")
+    assert given["name"] == of.job(small).name
+    asked.on_trial_complete("1", {"accuracy": 0.5, **given["price"]})
+    assert asked.suggest("2") is None
+    assert said[1:] == ["of 200 more points of the space none is new and within the budgets: the search ends here"]
+
+
+def test_a_search_waits_for_the_hold_that_its_killed_predecessor_has_left(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    begun = record(of, 1, status="running", accuracies=())
+    with ExitStack() as predecessor:
+        predecessor.enter_context(of.held(begun.name))
+
+        def held(name: str, **how: float) -> AbstractContextManager[None]:
+            if how["wait"]:  # a lease runs out meanwhile
+                predecessor.close()
+            return of.held(name, **how)
+
+        assert proposals(replace(of, held=held), []).suggest("0")["name"] == begun.name
 
 
 def test_a_search_whose_trials_are_all_there_is_finished(tmp_path: Path) -> None:
