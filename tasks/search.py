@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from resflow.errors import DataError
 from resflow.study import plan as plans
-from resflow.study import results, trial
+from resflow.study import results
 from resflow.study.plan import Plan
 from resflow.study.trial import Training
 from resflow.training.cluster import connected
@@ -43,8 +43,7 @@ def trials(plan: Plan) -> list[Training]:
 @task(task_run_name="finals", cache_policy=NO_CACHE)
 def finals(plan: Plan, front: list[Training]) -> None:
     """Train the points of the front with seeds of their own. Raises `TrainingError`."""
-    there = {record.name for record in trial.read(plan.finals)}
-    left = [job for record in front for job in plans.finals_of(plan, record) if job.name not in there]
+    left = plans.finals_left(plan, front)
     log(f"front again: {len(left)} trainings, each with a seed of its own" if left else "front again: all found")
     if left:
         with connected(plan.base, plan.address):

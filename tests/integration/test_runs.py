@@ -125,6 +125,22 @@ def test_who_does_not_wait_takes_a_lease_that_was_renewed_of_late_for_one_of_the
     assert capsys.readouterr().err == ""
 
 
+def test_a_holder_that_lives_is_waited_for_as_long_as_it_does(bucket: Bucket, holder: subprocess.Popen[str]) -> None:
+    command = [sys.executable, "-c", HOLD.replace("take()", "take(wait=float('inf'))"), bucket.url, url(bucket)]
+    waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert waiting.stdout is not None
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline().startswith(f"looking whether process {holder.pid} on")
+        assert waiting.stderr.readline().startswith(f"waiting for process {holder.pid} on")
+        holder.kill()
+        holder.wait()
+        assert waiting.stdout.readline() == "held\n"
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
 def test_who_has_lost_the_lease_ends(bucket: Bucket, holder: subprocess.Popen[str]) -> None:
     client(bucket).put_object(Bucket="resflow", Key=url(bucket).removeprefix("s3://resflow/"), Body=b"another's")
     said = holder.communicate(timeout=60)[1]

@@ -13,6 +13,7 @@ or at once where the holder was a process of this machine that is gone.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -80,12 +81,12 @@ def held(runs: Path | Bucket, name: str, wait: float = WAIT_SECONDS) -> Iterator
     """Keep others from training this run until this process is done or dead.
 
     Raises `TrainingError` where another process trains it for `wait` more seconds, or, in a bucket, seems to live; with
-    0 at once. Raises `StoreError`.
+    0 at once, with `math.inf` never. Raises `StoreError`.
     """
     if isinstance(runs, Bucket):
         runs.check(name)
         lease = Lease(runs, f"{runs.url.rstrip('/')}/{name}/{LOCK}")
-        lease.take(patient=wait > 0)
+        lease.take(wait=wait)
         try:
             yield
         finally:
@@ -114,12 +115,14 @@ class Lease:
         self._done = threading.Event()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
 
-    def take(self, *, patient: bool = True) -> None:
+    def take(self, *, wait: float = WAIT_SECONDS) -> None:
         """Return once it is ours. Raises `TrainingError` where its holder lives, or may live, `StoreError`.
 
-        Whether it lives is looked for if `patient`; else who has renewed it of late is taken to live.
+        With a `wait` of 0, who has renewed it of late is taken to live; else that is looked for, however long it takes.
+        With `math.inf`, one that lives is waited for.
         """
         first: str | None = None
+        told = False
         while True:
             seen = storage.look(self._s3, self.url)
             if seen is None or seen.age > self._free_after or _is_gone(seen.content):
@@ -128,11 +131,17 @@ class Lease:
                     self._renewing.start()
                     return
                 continue
-            if not patient or first not in (None, seen.etag):  # it was renewed meanwhile
+            renewed = first not in (None, seen.etag)
+            if not wait or (renewed and wait < math.inf):
                 problem = f"another process trains this run: {_told(seen.content)}"
                 raise TrainingError(self.url, problem, "Wait for it or end it, then run again")
             if first is None:
-                print(f"looking whether {_told(seen.content)}, which trained this run, lives", file=sys.stderr)
+                print(
+                    f"looking whether {_told(seen.content)}, which trained this run, lives", file=sys.stderr, flush=True
+                )
+            elif renewed and not told:
+                print(f"waiting for {_told(seen.content)}, which trains this run", file=sys.stderr, flush=True)
+                told = True
             first = seen.etag
             time.sleep(1)
 

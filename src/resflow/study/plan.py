@@ -11,9 +11,10 @@ wider space, other budgets or more trials begins with what is there.
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "Plan",
     "allowed",
     "clear",
+    "finals_left",
     "finals_of",
     "front",
     "known",
@@ -149,6 +151,13 @@ def finals_of(plan: Plan, record: Training) -> list[Job]:
     return [trial.job_of(plan.base, plan.params, record.point, seed=seed, epochs=epochs) for seed in seeds]
 
 
+def finals_left(plan: Plan, chosen: list[Training]) -> dict[str, tuple[Training, Job]]:
+    """What is still to be trained of `finals_of` the chosen points, by name, each with its point."""
+    there = {record.name for record in trial.read(plan.finals)}
+    pairs = ((record, job) for record in chosen for job in finals_of(plan, record))
+    return {job.name: (record, job) for record, job in pairs if job.name not in there}
+
+
 class Holds(AbstractContextManager["Holds"]):
     """The trainings that this process does, from which it keeps others, of other projects too, until it leaves them."""
 
@@ -168,6 +177,20 @@ class Holds(AbstractContextManager["Holds"]):
         except TrainingError:
             return False
         return True
+
+    def taken(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """All of these, some at a time: first those that nobody else does, then what others leave, which is waited for.
+
+        Those of one time are left before the next: two searches that hold what they wait for would wait for ever.
+        """
+        left = list(names)
+        while left:
+            free = [name for name in left if self.takes(name)]
+            if not free:
+                self.take(left[0], wait=math.inf)
+                free = left[:1]
+            left = [name for name in left if name not in free]
+            yield free
 
     def leave(self, name: str) -> None:
         """Leave it to others."""

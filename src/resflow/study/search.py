@@ -35,7 +35,7 @@ from resflow.nets import file as model_file
 from resflow.params import Range
 from resflow.processes import WAIT_SECONDS
 from resflow.study import budget, space, trial
-from resflow.study.plan import Holds, Plan, clear, finals_of, known, remaining
+from resflow.study.plan import Holds, Plan, clear, finals_left, known, remaining
 from resflow.study.space import Point
 from resflow.study.trial import Outcome, Status, Training
 from resflow.training.cluster import Job
@@ -356,15 +356,13 @@ def _resources(plan: Plan) -> dict[str, float]:
 
 def run_finals(plan: Plan, chosen: list[Training], say: Callable[[str], None]) -> None:
     """Train the chosen points again, as many at a time as Ray has room for. Raises what a training raised."""
-    there = {record.name for record in trial.read(plan.finals)}
-    wanted = {job.name: (record, job) for record in chosen for job in finals_of(plan, record) if job.name not in there}
+    wanted = finals_left(plan, chosen)
     with Holds(plan) as holds:
-        free = [name for name in wanted if holds.takes(name)]
-        _train_finals(plan, {name: wanted[name] for name in free}, holds, say)
-        elsewhere = [name for name in wanted if name not in free]
-        for name in elsewhere:
-            holds.take(name)  # waits, and tells who trains it if that takes long
-        _train_finals(plan, {name: wanted[name] for name in elsewhere}, holds, say)
+        for ours in holds.taken(wanted):
+            left = finals_left(plan, chosen)  # less what others have trained meanwhile
+            for name in set(ours) - left.keys():
+                holds.leave(name)
+            _train_finals(plan, {name: left[name] for name in ours if name in left}, holds, say)
 
 
 def _train_finals(

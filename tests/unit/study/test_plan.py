@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +50,37 @@ def test_a_training_is_done_by_one_search_at_a_time_until_that_leaves_it_or_ends
         assert others.takes("0" * 16)
         mine.__exit__()
         assert others.takes("1" * 16)
+
+
+def test_what_another_search_trains_is_waited_for_after_all_that_is_free(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    one, two, three = ("0" * 16, "1" * 16, "2" * 16)
+    with plans.Holds(of) as others:
+        assert others.takes(one)
+        assert others.takes(three)
+
+        def held(name: str, **how: float) -> AbstractContextManager[None]:
+            if how["wait"]:  # they end meanwhile, long after
+                assert how["wait"] == math.inf
+                others.__exit__()
+            return of.held(name, **how)
+
+        with plans.Holds(replace(of, held=held)) as mine:
+            given = []
+            for names in mine.taken([one, two, three]):
+                given.append(names)
+                for name in names:
+                    mine.leave(name)
+        assert given == [[two], [one], [three]]
+
+
+def test_only_finals_without_a_result_are_left(tmp_path: Path) -> None:
+    of = plan(tmp_path)
+    point = record(of, 1)
+    first, second = plans.finals_of(of, point)
+    assert plans.finals_left(of, [point]) == {first.name: (point, first), second.name: (point, second)}
+    replace(point, name=first.name, seed=first.seed).keep(of.finals)
+    assert list(plans.finals_left(of, [point])) == [second.name]
 
 
 def test_what_is_left_of_trainings_that_ended_is_swept_up(tmp_path: Path) -> None:
