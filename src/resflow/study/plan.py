@@ -120,8 +120,8 @@ def objectives(accuracy: float, macs: int, latency_ms: float) -> tuple[float, fl
 
 
 def remaining(plan: Plan) -> int:
-    """Trials that are still to be trained."""
-    done = sum(record.status != "running" and allowed(plan, record) for record in known(plan))
+    """Trials that are still to be trained, or again where memory did not do."""
+    done = sum(record.status not in trial.OPEN and allowed(plan, record) for record in known(plan))
     return max(0, plan.params.search.trials - done)
 
 
@@ -153,7 +153,7 @@ def finals_of(plan: Plan, record: Training) -> list[Job]:
 
 def finals_left(plan: Plan, chosen: list[Training]) -> dict[str, tuple[Training, Job]]:
     """What is still to be trained of `finals_of` the chosen points, by name, each with its point."""
-    there = {record.name for record in trial.read(plan.finals)}
+    there = {record.name for record in trial.read(plan.finals) if record.status not in trial.OPEN}
     pairs = ((record, job) for record in chosen for job in finals_of(plan, record))
     return {job.name: (record, job) for record, job in pairs if job.name not in there}
 

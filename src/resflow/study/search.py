@@ -143,7 +143,7 @@ class Proposals(OptunaSearch):
         distributions = {name: _distribution(values) for name, values in spread.items()}
         for record in past:
             encoded = _encoded(spread, record.point)
-            if record.status == "running":
+            if record.status in trial.OPEN:
                 self._study.enqueue_trial(encoded)
             else:
                 figures = [record.accuracy, record.macs, record.latency_ms]
@@ -153,8 +153,8 @@ class Proposals(OptunaSearch):
             self._study.enqueue_trial(_encoded({name: spread[name] for name in plan.first}, plan.first))
         super().__init__(distributions, metric=METRICS, mode=MODES, sampler=sampler, **names)
         self._plan, self._holds, self._say, self.wanted = plan, holds, say, remaining(plan)
-        self._names = {record.name for record in past if record.status != "running"}
-        self._cut_short = {record.name for record in past} - self._names
+        self._names = {record.name for record in past if record.status not in trial.OPEN}
+        self._open = {record.name for record in past} - self._names
         self._latencies = {plan.job(record.point).card.structure: record.latency_ms for record in past}
         self._numbers = {record.name: record.number for record in past}
         self._asked: dict[str, str] = {}
@@ -209,8 +209,8 @@ class Proposals(OptunaSearch):
         self._latencies[job.card.structure] = latency_ms
         if budget.excess(plan.params.search, replace(paid, latency_ms=latency_ms)):
             return None
-        # one that we began was held by a predecessor, whose lease takes a while to end where that was killed elsewhere
-        if not self._holds.takes(job.name, wait=WAIT_SECONDS if job.name in self._cut_short else 0):
+        # one that we began was held by a predecessor, whose lease takes a while to end if that was killed elsewhere
+        if not self._holds.takes(job.name, wait=WAIT_SECONDS if job.name in self._open else 0):
             if job.name not in self.elsewhere:
                 self._say(f"passed over for now, since another process trains it: {_words(point)}")
             self.elsewhere[job.name] = point
@@ -319,9 +319,9 @@ class _Stop(tune.Stopper):
 
 
 def _was_killed(trial_of: Any) -> bool:
-    """Whether Ray killed the worker for the memory of its machine, which it tells as text only."""
+    """Whether Ray killed the worker the last time for the memory of its machine, which it tells as text only."""
     told = Path(trial_of.error_file or os.devnull)
-    return told.exists() and KILLED in told.read_text()
+    return told.exists() and KILLED in told.read_text().rpartition("Failure # ")[2]
 
 
 def _first(errors: list[Any]) -> BaseException:
@@ -334,7 +334,7 @@ def _replay(asha: ASHAScheduler, past: list[Training]) -> None:
     """Tell ASHA what earlier trials reached, so that new ones are held against them too."""
     controller: Any = None  # which it does not ask
     for record in past:
-        if record.status == "running":
+        if record.status in trial.OPEN:
             continue
         trial_of: Any = SimpleNamespace(trial_id=record.name)
         asha.on_trial_add(controller, trial_of)

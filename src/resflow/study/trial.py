@@ -35,7 +35,7 @@ from resflow.study.space import Point
 from resflow.training import checkpoint, loop
 from resflow.training.cluster import Job, local_arrays
 
-__all__ = ["ENDS", "Outcome", "Status", "Training", "job_of", "read", "train"]
+__all__ = ["ENDS", "OPEN", "Outcome", "Status", "Training", "job_of", "read", "train"]
 
 Status = Literal["running", "done", "stopped", "diverged", "slow", "memory"]
 """`stopped` early by ASHA; `slow` is above `search.max_seconds`; `memory` of the GPU or machine did not do."""
@@ -47,6 +47,9 @@ ENDS: dict[Status, str] = {
     "memory": "out of memory",
 }
 """Each way to end in words."""
+OPEN: tuple[Status, ...] = ("running", "memory")
+"""What the next search trains, or trains again: how much memory there is depends on the machine and on what else runs
+there, and Ray kills the newest worker, not the largest."""
 FULL = re.compile("out of memory|not enough memory|can't allocate memory|_ALLOC_FAILED")
 """What CUDA, torch's allocators on the CPU, and cuBLAS and cuDNN say where there is no more memory."""
 CODE = ("data/*.py", "nets/*.py", "training/*.py")

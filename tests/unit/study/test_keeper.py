@@ -30,25 +30,41 @@ class Searched:
 
 
 @pytest.mark.parametrize(
-    ("reported", "accuracies", "kept", "left"),
+    ("reported", "accuracies", "kept", "left", "next_time"),
     [
-        ("running", (0.5,), "stopped", 2),
-        ("running", (0.5, 0.6), "done", 2),  # stopped after its last epoch
-        ("done", (0.5, 0.6), "done", 2),
-        ("diverged", (), "diverged", 2),
-        ("memory", (), "memory", 2),
-        ("slow", (0.5,), "slow", 3),
+        ("running", (0.5,), "stopped", 2, 2),
+        ("running", (0.5, 0.6), "done", 2, 2),  # stopped after its last epoch
+        ("done", (0.5, 0.6), "done", 2, 2),
+        ("diverged", (), "diverged", 2, 2),
+        ("memory", (), "memory", 2, 3),
+        ("slow", (0.5,), "slow", 3, 3),
     ],
 )
-def test_a_trial_that_ended_is_kept_and_all_but_slow_ones_count(
-    tmp_path: Path, reported: str, accuracies: tuple[float, ...], kept: str, left: int
+def test_a_trial_that_ended_is_kept_and_all_but_slow_ones_count_for_lack_of_memory_this_time_only(
+    tmp_path: Path, reported: str, accuracies: tuple[float, ...], kept: str, left: int, next_time: int
 ) -> None:
     of = plan(tmp_path, max_seconds=15.0 if reported == "slow" else None)
     searched = Searched(of)
     searched.end(reported, accuracies)
     (record,) = trial.read(of.trials)
     assert (record.status, record.accuracies) == (kept, accuracies)
-    assert plans.remaining(of) == searched.proposals.wanted == left
+    assert (searched.proposals.wanted, plans.remaining(of)) == (left, next_time)
+
+
+@pytest.mark.parametrize(("failures", "kept"), [(("killed", "lost"), "running"), (("lost", "killed"), "memory")])
+def test_a_trial_that_ray_gave_up_is_out_of_memory_where_its_last_failure_says_so(
+    tmp_path: Path, failures: tuple[str, str], kept: str
+) -> None:
+    of = plan(tmp_path)
+    searched = Searched(of)
+    given: Any = searched.proposals.suggest("0")
+    said = {"killed": "Task was killed due to the node running low on memory.\nMemory", "lost": "The actor died"}
+    told = tmp_path / "error.txt"
+    told.write_text("".join(f"Failure # {at} (occurred at noon)\n{said[one]}\n" for at, one in enumerate(failures, 1)))
+    ended = SimpleNamespace(status="ERROR", config=given, error_file=str(told), last_result=None)
+    searched.keeper.on_step_end(0, [ended])
+    assert [one.status for one in trial.read(of.trials)] == [kept]
+    assert searched.keeper.lost == (kept == "running")
 
 
 def test_a_search_whose_budget_of_seconds_nothing_meets_ends_with_the_fastest_of_the_last_ten(tmp_path: Path) -> None:

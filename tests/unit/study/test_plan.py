@@ -80,6 +80,7 @@ def test_only_finals_without_a_result_are_left(tmp_path: Path) -> None:
     first, second = plans.finals_of(of, point)
     assert plans.finals_left(of, [point]) == {first.name: (point, first), second.name: (point, second)}
     replace(point, name=first.name, seed=first.seed).keep(of.finals)
+    replace(point, name=second.name, seed=second.seed, status="memory").keep(of.finals)  # it is tried again
     assert list(plans.finals_left(of, [point])) == [second.name]
 
 

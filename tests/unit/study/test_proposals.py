@@ -63,6 +63,19 @@ def test_a_trial_that_a_kill_cut_short_comes_first_and_those_that_ended_never(tm
     assert trial.read(of.trials)[1].number == 2
 
 
+def test_a_trial_that_memory_did_not_hold_is_tried_again_by_the_next_search_once(tmp_path: Path) -> None:
+    of = plan(tmp_path, space=FEW, trials=3)
+    small = {"net.blocks": [1, 1], "net.widths": [4, 8]}
+    record(of, 1, point=small, name=of.job(small).name, status="memory", accuracies=())
+    asked = proposals(of, [])
+    given = asked.suggest("0")
+    assert json.loads(given["point"]) == small
+    asked.on_trial_complete("0", {"accuracy": 0.0, **given["price"]})
+    assert json.loads(asked.suggest("1")["point"]) != small
+    assert asked.suggest("2") is None
+    assert [one.number for one in trial.read(of.trials)] == [1, 2]
+
+
 def test_a_trial_is_known_however_the_space_writes_its_values(tmp_path: Path) -> None:
     before = plan(tmp_path, space={"train.lr": [1, 0.5]})
     done = record(before, 1, point={"train.lr": 1}, name=before.job({"train.lr": 1}).name)

@@ -15,7 +15,7 @@ from resflow.nets import file as model_file
 from resflow.study import plan as plans
 from resflow.study import results
 from resflow.study.plan import Plan
-from tests.unit.study.searched import plan, record, settings
+from tests.unit.study.searched import plan, record
 
 
 def finished(root: Path) -> Plan:
@@ -74,7 +74,6 @@ def test_trials_and_points_that_memory_did_not_hold_are_told(tmp_path: Path) -> 
     report = results.measured(of, [best], None)
     assert results.ends(report) == "trials: 3 done, 1 out of memory"
     assert results.rows(report)[0][1:3] == ("out of memory", "out of memory")
-    assert plans.remaining(replace(of, params=settings(trials=4))) == 0  # it is not tried again
 
 
 def test_a_result_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
