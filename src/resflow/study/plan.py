@@ -58,7 +58,7 @@ class Plan:
     held: Callable[..., AbstractContextManager[None]]
     """`runs.held` of the folder or bucket of `base.runs`: given the name of a training, it keeps others from that."""
     first: Point | None = None
-    """Values of `net` to begin with, which meet the budgets."""
+    """Values of `net` which meet the budgets, to begin with where no trial is known that does."""
 
     @property
     def trials(self) -> Path:

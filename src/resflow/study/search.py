@@ -35,7 +35,7 @@ from resflow.nets import file as model_file
 from resflow.params import Range
 from resflow.processes import WAIT_SECONDS
 from resflow.study import budget, space, trial
-from resflow.study.plan import Holds, Plan, clear, finals_left, known, remaining
+from resflow.study.plan import Holds, Plan, allowed, clear, finals_left, known, remaining
 from resflow.study.space import Point
 from resflow.study.trial import Outcome, Status, Training
 from resflow.training.cluster import Job
@@ -149,7 +149,8 @@ class Proposals(OptunaSearch):
                 figures = [record.accuracy, record.macs, record.latency_ms]
                 tried = optuna.trial.create_trial(params=encoded, distributions=distributions, values=figures)
                 self._study.add_trial(tried)
-        if plan.first and not any(plan.first.items() <= record.point.items() for record in past):
+        # not another one with each restart, since latencies are noisy
+        if plan.first and not any(allowed(plan, record) for record in past):
             self._study.enqueue_trial(_encoded({name: spread[name] for name in plan.first}, plan.first))
         super().__init__(distributions, metric=METRICS, mode=MODES, sampler=sampler, **names)
         self._plan, self._holds, self._say, self.wanted = plan, holds, say, remaining(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_a_structure_that_meets_the_budgets_is_proposed_first(tmp_path: Path) ->
     assert light.items() <= given.items()
     assert 0.05 <= given["train.lr"] <= 0.2
     assert other == given  # it was begun
+
+
+def test_a_structure_is_tried_for_the_budgets_only_where_no_trial_meets_them(tmp_path: Path) -> None:
+    many = {"net.blocks": [[1, 1]], "net.widths": [[4, width] for width in range(8, 40)]}
+    known, light = ({"net.blocks": [1, 1], "net.widths": [4, width]} for width in (8, 39))
+    of = replace(plan(tmp_path, space=many, max_latency_ms=1000.0), first=light)
+    for latency_ms, is_light in ((1001.0, True), (999.0, False)):
+        shutil.rmtree(of.folder, ignore_errors=True)
+        record(of, 1, point=known, name=of.job(known).name, latency_ms=latency_ms)
+        assert (json.loads(proposals(of, []).suggest("0")["point"]) == light) == is_light
 
 
 def test_a_trial_that_a_kill_cut_short_comes_first_and_those_that_ended_never(tmp_path: Path) -> None:
