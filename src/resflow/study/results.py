@@ -44,7 +44,7 @@ class Spread(BaseModel):
     """Accuracies of several seeds."""
 
     mean: float
-    """0 where all diverged."""
+    """0 where no seed reached its end: all diverged, or memory was not enough for them."""
     std: float | None
     n: int
 
@@ -240,7 +240,7 @@ def ends(report: dict[str, Any]) -> str:
 def _percent(point: dict[str, Any], split: str) -> str:
     spread = point[split]
     if not spread["n"]:
-        return trial.ENDS["memory" if point.get("memory") else "diverged"]
+        return trial.ENDS["memory" if point["memory"] else "diverged"]
     deviation = f" ± {100 * spread['std']:.2f}" if spread["std"] is not None else ""
     return f"{100 * spread['mean']:.2f}{deviation} % ({spread['n']})"
 
