@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -43,6 +44,7 @@ class Price:
     """Of one image on one CPU thread of this machine, the median, batch norms folded into convolutions."""
 
 
+@lru_cache(maxsize=4096)  # a descent comes by the same structures again and again
 def price(card: ModelCard) -> Price:
     """What the network of `card` costs by its shape; `latency_ms` measures the rest."""
     counted = cost(card.structure, image_shape=card.image_shape, num_classes=len(card.classes))
