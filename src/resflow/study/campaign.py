@@ -112,7 +112,7 @@ class Campaign:
             took, told = self._one(trial)
             spent, expected, left = spent + took, expected + seconds, left - seconds
             factor = spent / expected if expected else 1.0
-            say(f"[{number}/{len(pending)}] {told} ({took:.1f} s; {_minutes(left * factor)} left)")
+            say(f"[{number}/{len(pending)}] {told} ({took:.1f} s; {_minutes(max(0.0, left) * factor)} left)")
 
     def _one(self, trial: Trial) -> tuple[float, str]:
         started = time.perf_counter()
