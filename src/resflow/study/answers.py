@@ -414,7 +414,10 @@ def _by_x(name: str, title: str, x: str, y: str, kinds: Mapping[str, list[Cell]]
                 spread=tuple(0.0 if math.isnan(found.std) else 100 * found.std for _, found in samples),
             )
         )
-    return Chart(name=name, title=title, x=x, y=y, kind="lines", lines=tuple(lines))
+    errors = [value for line in lines for value in line.y]
+    # else those below a per cent lie on one line where others reach half of the images
+    wide = bool(errors) and 0 < min(errors) < max(errors) / 10
+    return Chart(name=name, title=title, x=x, y=y, kind="lines", lines=tuple(lines), log_y=wide)
 
 
 def _priced(name: str, title: str, key: str, kinds: Mapping[str, list[Cell]]) -> Chart:

@@ -116,7 +116,7 @@ def _draw(chart: Chart, axes: Any) -> None:
         axes.set_xscale("log")
     if chart.log_y:
         axes.set_yscale("log")
-    if chart.kind == "dots":  # errors span less than a decade or two: plain numbers, not powers of ten
+    if chart.log_y:  # plain numbers, not powers of ten
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
