@@ -1,7 +1,9 @@
 """A Prefect server for one run, where none is configured.
 
-    wait = start()
-    ...                # what need not wait for it
+    server = Server()
+    ...                    # what need not wait for it, such as whether another server is configured
+    wait = server.take()   # or server.leave()
+    ...
     wait()
     flow()
 
@@ -18,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,48 +30,63 @@ import httpx
 from resflow.errors import SetupError
 from resflow.processes import die_with_parent
 
-__all__ = ["bring_database", "start"]
+__all__ = ["Server", "bring_database"]
 
 LAID_OUT = Path(sys.prefix) / "prefect" / "prefect.db"
 """An empty database that `make install` lays out: doing that at the first start takes half of its time."""
 START_SECONDS = 120.0
 """Where it lays out a database, this takes ten seconds on two quiet cores, a minute on a busy machine."""
 STOP_SECONDS = 5.0
+GO = "go\n"
 
 
-def start() -> Callable[[], None]:
-    """Start it, and make it this process's server; the function returned waits until it answers.
+class Server:
+    """Gets ready beside the import of Prefect here, and waits to be taken, before it touches anything."""
 
-    That raises `SetupError` where it does not. The server ends with this process, after Prefect has sent its last logs.
-    """
-    from prefect.context import refresh_global_settings_context
-    from prefect.settings import get_current_settings
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:  # who asks too early waits in its queue
+            self._url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+            descriptor = listening.fileno()
+            # a session of its own: Ctrl-C is for the run, which has yet to tell the server how it ended
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(descriptor), str(os.getpid())],
+                pass_fds=[descriptor],
+                stdin=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        atexit.register(_stop, self._process)
 
-    bring_database(get_current_settings().home / LAID_OUT.name)
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # who asks too early waits in its queue
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-        descriptor = listening.fileno()
-        # a session of its own: Ctrl-C is for the run, which has yet to tell the server how it ended
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(descriptor), str(os.getpid())],
-            pass_fds=[descriptor],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    atexit.register(_stop, process)
-    os.environ["PREFECT_API_URL"] = url
-    refresh_global_settings_context()
+    def take(self) -> Callable[[], None]:
+        """Make it this process's server; the function returned waits until it answers.
 
-    def wait() -> None:
+        That raises `SetupError` where it does not. The server ends with this process, after Prefect has sent its last
+        logs.
+        """
+        from prefect.context import refresh_global_settings_context
+        from prefect.settings import get_current_settings
+
+        bring_database(get_current_settings().home / LAID_OUT.name)
+        assert self._process.stdin
+        with suppress(BrokenPipeError), self._process.stdin as told:  # it has ended, of which `_wait` tells
+            told.write(GO)
+        os.environ["PREFECT_API_URL"] = self._url
+        refresh_global_settings_context()
+        return self._wait
+
+    def leave(self) -> None:
+        """Let it end, since another one is configured."""
+        assert self._process.stdin
+        self._process.stdin.close()
+
+    def _wait(self) -> None:
         try:
-            httpx.get(f"{url}/health", timeout=START_SECONDS).raise_for_status()
+            httpx.get(f"{self._url}/health", timeout=START_SECONDS).raise_for_status()
         except httpx.HTTPError as error:
-            code = process.poll()
+            code = self._process.poll()
             problem = f"it ended with code {code}" if code else f"it does not answer ({error})"
             mend = "`prefect server start` shows why; or name another server in PREFECT_API_URL"
             raise SetupError("Prefect's own server", problem, mend) from error
-
-    return wait
 
 
 def bring_database(place: Path) -> None:
@@ -81,7 +99,7 @@ def bring_database(place: Path) -> None:
         copy.unlink()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
@@ -91,11 +109,15 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _serve(descriptor: int, parent: int) -> None:
-    import uvicorn
-    from prefect.server.api.server import create_app
-
     die_with_parent(signal.SIGTERM, parent)
-    uvicorn.run(create_app(ephemeral=True, final=True), fd=descriptor, log_level="error", lifespan="on")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            import uvicorn
+            from prefect.server.api.server import create_app
+    except Exception:
+        sys.exit(1)  # whoever started this loads the same settings, and tells what is wrong with them
+    if sys.stdin.readline() == GO:
+        uvicorn.run(create_app(ephemeral=True, final=True), fd=descriptor, log_level="error", lifespan="on")
 
 
 if __name__ == "__main__":

@@ -13,19 +13,27 @@ __all__ = ["check", "show_tasks", "start"]
 def start() -> Callable[[], None]:
     """See to the Prefect server of a run, the configured one or a temporary one; the function returned waits for it."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if check(needed=False):
-        return lambda: None
+    _keep_quiet()
     from flows import temporary
 
-    return temporary.start()
+    own = None if os.environ.get("PREFECT_API_URL") else temporary.Server()  # at once: it takes the longest to start
+    if check(needed=False):
+        if own:
+            own.leave()
+        return lambda: None
+    return (own or temporary.Server()).take()
 
 
 def check(needed: bool) -> str | None:
-    for name, value in {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}.items():
-        os.environ.setdefault(name, value)
+    _keep_quiet()
     from flows import server
 
     return server.check(needed)
+
+
+def _keep_quiet() -> None:
+    for name, value in {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}.items():
+        os.environ.setdefault(name, value)
 
 
 def show_tasks() -> None:
