@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,8 +54,10 @@ SLOW = 10
 """Trials in a row that would take longer than `search.max_seconds`, after which none is taken to be fast enough."""
 KILLED = "running low on memory"
 """What Ray says of a worker that it has killed for the memory of its machine."""
-TRIES = 200
-"""Proposals in a row that are nothing new, after which the space is taken to hold no more."""
+TRIES, GUIDED = 200, 20
+"""Proposals in a row that are nothing new, after which the space is taken to hold no more; and how many of them are by
+what is known: Optuna may insist on what does not go together, such as two stages with three widths, since nothing tells
+it why that is not trained. The others are drawn by chance."""
 
 
 def run_trials(plan: Plan, say: Callable[[str], None]) -> int:
@@ -138,7 +141,11 @@ class Proposals(OptunaSearch):
         spread = plan.params.search.space
         names: dict[str, Any] = {"storage": optuna.storages.InMemoryStorage(), "study_name": "resflow"}
         directions = ["maximize" if mode == "max" else "minimize" for mode in MODES]
-        sampler = optuna.samplers.TPESampler(seed=plan.params.seed + len(past))
+        seed = plan.params.seed + len(past)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            # together, since what makes a network of one parameter depends on others
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+        self._chance = optuna.samplers.RandomSampler(seed)
         self._study = optuna.create_study(sampler=sampler, directions=directions, **names)
         distributions = {name: _distribution(values) for name, values in spread.items()}
         for record in past:
@@ -185,6 +192,8 @@ class Proposals(OptunaSearch):
         """The first proposal that is to be trained, of as many as there are numbers."""
         for number in numbers:
             asked = f"{trial_id}.{number}"
+            if GUIDED <= number < TRIES:
+                self._study.enqueue_trial(self._drawn())
             point = _decoded(self._plan.params.search.space, super().suggest(asked) or {})
             record = self._begin(point)
             if record:
@@ -194,6 +203,12 @@ class Proposals(OptunaSearch):
                 return {"name": record.name, "point": json.dumps(point), "price": price}
             super().on_trial_complete(asked, error=True)
         return None
+
+    def _drawn(self) -> dict[str, Any]:
+        """A point by chance, as Optuna has it."""
+        chance: Any = self._chance  # which asks no trial
+        spread = {name: _distribution(values) for name, values in self._plan.params.search.space.items()}
+        return {name: chance.sample_independent(self._study, None, name, values) for name, values in spread.items()}
 
     def _begin(self, point: Point) -> Training | None:
         plan = self._plan

@@ -37,6 +37,41 @@ def test_only_points_that_are_networks_are_proposed_each_once_until_there_are_no
     assert [(one.number, one.status) for one in kept] == [(1, "running"), (2, "running")]
 
 
+MANY = {
+    "net.blocks": [[1, 1], [1, 1, 1], [2, 2, 2]],
+    "net.widths": [[4, 8], [8, 16], [2, 4, 8], [4, 8, 16]],
+    "train.lr": {"low": 0.05, "high": 0.2, "log": True},
+}
+REACHED = [
+    ([2, 2, 2], [2, 4, 8], 0.112, 950, 0.563),
+    ([2, 2, 2], [4, 8, 16], 0.994, 3744, 0.833),
+    ([2, 2, 2], [2, 4, 8], 0.989, 950, 0.560),
+    ([1, 1, 1], [2, 4, 8], 0.972, 453, 0.327),
+    ([1, 1, 1], [2, 4, 8], 0.978, 453, 0.361),
+    ([2, 2, 2], [2, 4, 8], 0.974, 950, 0.506),
+    ([1, 1, 1], [2, 4, 8], 0.975, 443, 0.307),
+    ([1, 1, 1], [2, 4, 8], 0.968, 453, 0.286),
+    ([2, 2, 2], [2, 4, 8], 0.991, 950, 0.496),
+    ([1, 1], [8, 16], 0.995, 4760, 0.316),
+    ([2, 2, 2], [4, 8, 16], 0.787, 3744, 0.864),
+    ([1, 1, 1], [4, 8, 16], 0.991, 1753, 0.338),
+]
+"""Blocks, widths, accuracy, operations and milliseconds of a search whose every further proposal was no network."""
+
+
+def test_points_that_are_networks_are_proposed_whatever_did_best_before(tmp_path: Path) -> None:
+    of = plan(tmp_path, space=MANY, trials=40)
+    for number, (blocks, widths, accuracy, macs, latency_ms) in enumerate(REACHED, 1):
+        point = {"net.blocks": blocks, "net.widths": widths, "train.lr": round(0.08 + number / 1000, 3)}
+        figures = {"accuracies": (accuracy,), "macs": macs, "latency_ms": latency_ms}
+        record(of, number, point=point, name=of.job(point).name, **figures)
+    asked = proposals(of, said := [])
+    for turn in range(10):
+        asked.suggest(str(turn))
+    assert said == []
+    assert len(asked.begun) == 10
+
+
 def test_what_is_above_a_budget_is_not_proposed(tmp_path: Path) -> None:
     free = plan(tmp_path / "free", space=FEW)
     smallest = budget.price(free.job({"net.blocks": [1, 1], "net.widths": [4, 8]}).card).macs
