@@ -52,9 +52,9 @@ class Shared:
 
     def __init__(self, net: nn.Module, train: Train, *, seed: int, rank: int, world: int) -> None:
         self._net, self._train, self._seed, self._rank, self._world = _compiled(net, train), train, seed, rank, world
+        self._device = next(net.parameters()).device
         if world > 1:
-            device = next(net.parameters()).device
-            ids = [device] if device.type == "cuda" else None
+            ids = [self._device] if self._device.type == "cuda" else None
             # The first worker's batch-norm statistics are what is kept; others need them where `align` gives them, not
             # before each pass.
             self._net = nn.parallel.DistributedDataParallel(self._net, device_ids=ids, forward_sync_buffers=False)
@@ -65,7 +65,7 @@ class Shared:
         if not self._is_settled:
             self._settle(get)
         self._net.zero_grad(set_to_none=True)
-        _reseed(self._seed, step, self._rank)
+        _reseed(self._seed, step, self._rank, self._device)
         return _backward(self._net, get(self._rank, self._world), self._train)
 
     def _settle(self, get: Get) -> None:
@@ -116,6 +116,7 @@ class Sharded:
         if world > train.shards:
             raise ValueError(f"{world} workers for {train.shards} shards")
         self._net, self._train, self._seed, self._world = _compiled(net, train), train, seed, world
+        self._device = next(net.parameters()).device
         self._counts = [len(parts(train, worker, world)) for worker in range(world)]
         self._mine = parts(train, rank, world)
         self._parameters = [p for p in net.parameters() if p.requires_grad]
@@ -138,7 +139,7 @@ class Sharded:
         for shard in self._mine:
             for parameter in self._parameters:
                 parameter.grad = None
-            _reseed(self._seed, step, shard)
+            _reseed(self._seed, step, shard, self._device)
             sums = _backward(self._net, get(shard, self._train.shards), self._train)
             rows.append(self._flat(sums))
         return self._spread(self._sum(rows), before)
@@ -251,6 +252,10 @@ def _everyones(rows: Tensor, world: int) -> Tensor:
     return rows
 
 
-def _reseed(seed: int, step: int, part: int) -> None:
+def _reseed(seed: int, step: int, part: int, device: torch.device) -> None:
     """Let dropout draw the same for a part of a step whoever computes it, and however often a run was interrupted."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    drawn = int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(drawn)  # torch.manual_seed formats a traceback for each kind of GPU
+    else:
+        torch.manual_seed(drawn)
