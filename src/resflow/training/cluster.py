@@ -45,8 +45,6 @@ __all__ = ["Job", "connected", "fit", "local_arrays"]
 
 RESIZE_SECONDS = 10.0
 """How often an elastic run looks for nodes that have joined; a minute by default."""
-SHOWN_EVERY = 0.2
-"""Seconds in which the driver looks for events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,35 +287,28 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
     """
     import ray
     from ray.exceptions import RayError
-    from ray.util.queue import Empty, Queue
+    from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue, done = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), threading.Event()
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def watch() -> None:
-        while True:
-            last = done.is_set()
-            try:
-                while True:
-                    display.show(pickle.loads(queue.get_nowait()))
-            except Empty:
-                pass
-            except RayError:
-                return  # this node or its head is lost, of which whoever waits for the result hears too
-            except ResflowError as error:
-                print(f"{error} What comes now is not shown.", file=sys.stderr)
-                return
-            if last:
-                return
-            done.wait(SHOWN_EVERY)
+        try:
+            while (event := pickle.loads(queue.get())) is not None:
+                display.show(event)
+        except RayError:
+            return  # this node or its head is lost, of which whoever waits for the result hears too
+        except ResflowError as error:
+            print(f"{error} What comes now is not shown.", file=sys.stderr)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield lambda event: queue.put(pickle.dumps(event))
     finally:
-        done.set()
+        with suppress(RayError):  # as in `watch`
+            queue.put(pickle.dumps(None))
         watcher.join()
         queue.shutdown(force=True)
 
