@@ -147,19 +147,19 @@ class Proposals(OptunaSearch):
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
         self._chance = optuna.samplers.RandomSampler(seed)
         self._study = optuna.create_study(sampler=sampler, directions=directions, **names)
-        distributions = {name: _distribution(values) for name, values in spread.items()}
+        self._distributions = {name: _distribution(values) for name, values in spread.items()}
         for record in past:
             encoded = _encoded(spread, record.point)
             if record.status in trial.OPEN:
                 self._study.enqueue_trial(encoded)
             else:
                 figures = [record.accuracy, record.macs, record.latency_ms]
-                tried = optuna.trial.create_trial(params=encoded, distributions=distributions, values=figures)
+                tried = optuna.trial.create_trial(params=encoded, distributions=self._distributions, values=figures)
                 self._study.add_trial(tried)
         # not another one with each restart, since latencies are noisy
         if plan.first and not any(allowed(plan, record) for record in past):
             self._study.enqueue_trial(_encoded({name: spread[name] for name in plan.first}, plan.first))
-        super().__init__(distributions, metric=METRICS, mode=MODES, sampler=sampler, **names)
+        super().__init__(self._distributions, metric=METRICS, mode=MODES, sampler=sampler, **names)
         self._plan, self._holds, self._say, self.wanted = plan, holds, say, remaining(plan)
         self._names = {record.name for record in past if record.status not in trial.OPEN}
         self._open = {record.name for record in past} - self._names
@@ -207,8 +207,8 @@ class Proposals(OptunaSearch):
     def _drawn(self) -> dict[str, Any]:
         """A point by chance, as Optuna has it."""
         chance: Any = self._chance  # which asks no trial
-        spread = {name: _distribution(values) for name, values in self._plan.params.search.space.items()}
-        return {name: chance.sample_independent(self._study, None, name, values) for name, values in spread.items()}
+        drawn = self._distributions.items()
+        return {name: chance.sample_independent(self._study, None, name, values) for name, values in drawn}
 
     def _begin(self, point: Point) -> Training | None:
         plan = self._plan
