@@ -29,7 +29,7 @@ from resflow.data import arrays
 from resflow.study.peak import matmul
 
 IMAGES, VALIDATION = 12_800, 1_000
-"""Of MNIST: a hundred steps an epoch."""
+"""Of MNIST, an epoch."""
 PYTHON = [sys.executable, "-m"]
 ALONE = {
     "bare loop (the limit)": ["bare"],
