@@ -63,7 +63,7 @@ peers: $(INSTALLED) ## Install what resflow is measured against, leaving all tha
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["bench"], sep="\n")' > .venv/peers.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c .venv/locked.txt -r .venv/peers.txt
 
-study: $(INSTALLED) ## Compare structures into docs/study/ (40 minutes; QUICK=1 about 3, into docs/study/quick/)
+study: $(INSTALLED) ## Compare structures into docs/study/ (half an hour; QUICK=1 about 3, into docs/study/quick/)
 	$(BIN)/dvc repro --quiet prepare
 	@$(BIN)/resflow study $(if $(QUICK),--params experiments/study-quick.yaml --to docs/study/quick)
 
