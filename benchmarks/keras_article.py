@@ -1,6 +1,6 @@
 """The article's network in its own framework, Keras, with the torch backend: accuracy and seconds of its ten epochs.
 
-    python -m benchmarks.keras_article              # about 5 minutes on two cores
+    python -m benchmarks.keras_article              # about 6 minutes on two cores
     python -m benchmarks.keras_article --epochs 1   # a look at the speed
 
 The network is that of `resflow.nets.article`, dropout before the last layer. Needs data/prepared and `make peers`.

@@ -1,6 +1,6 @@
 """Images per second of the training loop: by hand, by resflow, by others, on one worker and on two.
 
-    python -m benchmarks.training            # five rounds, about 15 minutes
+    python -m benchmarks.training            # five rounds, about 20 minutes
     python -m benchmarks.training --rounds 1
 
 Contenders take turns, each in a process of its own (`benchmarks.contenders`); figures are medians over the rounds, and
