@@ -6,8 +6,10 @@ not know which it is. Several workers meet through `torch.distributed`, whose pr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -40,6 +42,8 @@ def gradients(net: nn.Module, train: Train, *, seed: int, rank: int, world: int)
 
     Raises `TrainingError` where `train.compile` needs a compiler that there is not.
     """
+    if world > 1:
+        _let_messages_wait()
     kind = Sharded if train.shards else Shared
     return kind(net, train, seed=seed, rank=rank, world=world)
 
@@ -236,6 +240,19 @@ def _check_compiler() -> None:
     except InvalidCxxCompiler as error:
         mend = "Install g++ (or name another one in CXX), or set it to false"
         raise TrainingError("train.compile", "is true, but there is no working C++ compiler", mend) from error
+
+
+def _let_messages_wait() -> None:
+    """Run gloo's thread for messages only where no other thread wants the core: a fifth of a small step, docs/log.md.
+
+    It may find a connection locked by another of gloo's threads; it then looks again at once, until it gets the lock
+    (gloo, transport/tcp/pair.cc, `Pair::handleEvents`). Woken on the very core of that other one it would take the core
+    from it, and look in vain until the kernel's next tick. Threads of SCHED_BATCH take no core from others (sched(7)).
+    """
+    for thread in Path("/proc/self/task").glob("*"):  # none but on Linux
+        with suppress(OSError):  # it has ended, or this may not be asked for here: then training is slower, no more
+            if (thread / "comm").read_text() == "gloo_tcp_loop\n":
+                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def _in_order(rows: list[Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -116,6 +118,15 @@ def test_pieces_of_several_workers_are_averaged_once_a_step(played: dict[str, Pl
     pieces, whole = played["pieces"].last, played["shared"].last
     assert differences(pieces[0].net, pieces[1].net) == []
     assert pieces[0].history[-1].train_loss == pytest.approx(whole[0].history[-1].train_loss, rel=0.2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have schedulers of their own on Linux alone")
+@pytest.mark.parametrize("name", ["shared", "shards on 2"])
+def test_the_thread_that_moves_messages_takes_no_core_from_those_that_compute(
+    played: dict[str, Played], name: str
+) -> None:
+    assert played[name].schedulers["gloo_tcp_loop"] == os.SCHED_BATCH
+    assert played[name].schedulers["pt_gloo_runloop"] == os.SCHED_OTHER
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

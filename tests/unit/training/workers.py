@@ -5,6 +5,7 @@ Starting a process costs a second, so that four of them play all that is asked o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ class Played:
     """All that were kept, of each step and after validation."""
     last: list[State]
     """The last one of each worker."""
+    schedulers: dict[str, int]
+    """Of each thread of the first worker at the end, by its name; empty where the system has no /proc."""
 
 
 class Stopped(Exception):
@@ -64,7 +67,7 @@ def play(plays: Sequence[Play], folder: Path) -> dict[str, Played]:
 
 def _read(folder: Path) -> Played:
     last = [_load(path) for path in sorted(folder.glob("last-*"))]
-    return Played(_load(folder / "kept"), last)
+    return Played(_load(folder / "kept"), last, _load(folder / "schedulers"))
 
 
 def _load(path: Path) -> Any:
@@ -112,7 +115,12 @@ def _train(rank: int, world: int, one: Play, state: State | None, until: int | N
     except Stopped:
         pass
     finally:
+        schedulers = {
+            (thread / "comm").read_text().strip(): os.sched_getscheduler(int(thread.name))
+            for thread in Path("/proc/self/task").glob("*")
+        }
         if world > 1:
             dist.destroy_process_group()
     if rank == 0:
         torch.save(keeper.states, place / "kept")
+        torch.save(schedulers, place / "schedulers")
