@@ -255,12 +255,13 @@ class Train(Section):
     accumulate: Count
     """Pieces that each worker's share of a batch is taken in, one after the other, to save memory; with `shards`, those
     are the pieces."""
-    optimizer: Literal["sgd", "adamw"]
-    """`sgd` is SGD with Nesterov momentum."""
+    optimizer: Literal["sgd", "adamw", "muon"]
+    """`sgd` is SGD with Nesterov momentum; `muon` moves convolutions by Muon, which makes their steps orthogonal, and
+    all else by AdamW."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    """Nesterov momentum; the first beta of AdamW."""
+    """Nesterov momentum of SGD and Muon; the first beta of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)]
     """Decay of weights, coupled to the gradient for `sgd`; norms and biases are left out."""
     clip_norm: Annotated[float, Field(ge=0)]

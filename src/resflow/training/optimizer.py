@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from inspect import unwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.optim.swa_utils import AveragedModel
 
     from resflow.params import Train
 
-__all__ = ["average", "learning_rate", "make"]
+__all__ = ["average", "learning_rate", "make", "orthogonalised"]
 
 DROPS = (0.5, 0.75)
 """Where the step schedule divides the rate by 10, as shares of all steps: 32k and 48k of 64k, He et al. 2016, 4.2."""
@@ -36,13 +36,24 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
 
 
 def make(net: nn.Module, train: Train) -> torch.optim.Optimizer:
-    """The fused optimiser that `train` names; weight decay spares norms and biases, which have one dimension."""
+    """The fused optimiser that `train` names; weight decay spares norms and biases, which have one dimension.
+
+    `muon` moves filters of convolutions by Muon, and all else as `adamw` does.
+    """
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if train.optimizer == "muon":
+        filters, weights = [p for p in weights if p.ndim == 4], [p for p in weights if p.ndim != 4]
+        groups = [_decayed(filters, train.weight_decay), _decayed(weights, train.weight_decay), _decayed(others, 0.0)]
+        return _Muon(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
+    groups = [_decayed(weights, train.weight_decay), _decayed(others, 0.0)]
     if train.optimizer == "adamw":
         return _AdamW(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
     return _SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0, fused=True)
+
+
+def _decayed(parameters: list[nn.Parameter], decay: float) -> dict[str, Any]:
+    return {"params": parameters, "weight_decay": decay}
 
 
 class _Eager(torch.optim.Optimizer):
@@ -62,6 +73,54 @@ class _SGD(_Eager, torch.optim.SGD):
 
 class _AdamW(_Eager, torch.optim.AdamW):
     step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+class _Muon(_AdamW):
+    """Muon for the first group, AdamW for the others, at one learning rate.
+
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", with the step's length and the decay
+    of Liu et al. 2025, "Muon is Scalable for LLM Training", equation 4, by which a rate that suits AdamW suits it too.
+    `torch.optim.Muon` has the same for matrices alone, and in bfloat16, which many a CPU computes slowly.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        filters, *others = self.param_groups
+        for parameter in filters["params"]:
+            if parameter.grad is not None:
+                self._move(parameter, filters["lr"], filters["betas"][0], filters["weight_decay"])
+        self.param_groups = others
+        try:
+            super().step()
+        finally:
+            self.param_groups = [filters, *others]
+
+    def _move(self, parameter: Tensor, rate: float, momentum: float, decay: float) -> None:
+        gradient, state = cast(Tensor, parameter.grad), self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        mean = state["momentum_buffer"]
+        mean.lerp_(gradient, 1 - momentum)
+        # in the order in which channels-last lies in memory: which column is which does not matter
+        matrix = gradient.lerp(mean, momentum).permute(0, 2, 3, 1).flatten(1)
+        update = orthogonalised(matrix).view(len(matrix), *parameter.shape[2:], -1).permute(0, 3, 1, 2)
+        parameter.mul_(1 - rate * decay)
+        parameter.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * rate)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """(rows, columns) of any length -> roughly U V^T of its singular value decomposition U S V^T, in its precision.
+
+    Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024, which bring the singular values near 1
+    (0.7 to 1.2) rather than to it, and the smallest not all the way.
+    """
+    is_tall = matrix.size(0) > matrix.size(1)
+    x = matrix.mT if is_tall else matrix
+    x = x / (torch.linalg.matrix_norm(x) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if is_tall else x
 
 
 def average(net: nn.Module, train: Train) -> AveragedModel | None:
