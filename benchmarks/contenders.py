@@ -2,8 +2,8 @@
 
     python -m benchmarks.contenders bare FOLDER      # FOLDER holds prepared arrays; prints one line of JSON
 
-All train the network of params.yaml for a few epochs with its batch size, precision, learning rates and shifts, and
-validate after each; what is reported is the median of the epochs after the first, without start-up.
+All train the network of params.yaml for a few epochs with its batch size, precision, optimiser, learning rates and
+shifts, and validate after each; what is reported is the median of the epochs after the first, without start-up.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from resflow import params
 from resflow.data import arrays
 from resflow.nets import altered, create
 from resflow.params import Checkpoint, Params
+from resflow.training import optimizer
 
 EPOCHS = 5
 MEAN, STD = 0.1307, 0.3081  # of MNIST; any will do for a speed
@@ -73,13 +74,6 @@ def network(settings: Params) -> nn.Module:
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def optimizer(net: nn.Module, train: params.Train) -> torch.optim.SGD:
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    spared = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=True, fused=True)
-
-
 def bare(folder: Path, settings: Params) -> list[float]:
     """A loop in plain torch: the limit."""
     return _bare(Data(folder, settings.train), settings, network(settings))
@@ -96,7 +90,7 @@ def torchrun(folder: Path, settings: Params) -> list[float]:
 
 
 def _bare(data: Data, settings: Params, net: nn.Module) -> list[float]:
-    train, move, step = settings.train, optimizer(net, settings.train), 0
+    train, move, step = settings.train, optimizer.make(net, settings.train), 0
     bfloat16 = train.precision == "bfloat16"
     seconds = []
     for _ in range(EPOCHS):
@@ -179,7 +173,7 @@ def lightning(folder: Path, settings: Params) -> list[float]:
             self.log("accuracy", (self.net(images).argmax(1) == labels).float().mean(), batch_size=len(labels))
 
         def configure_optimizers(self) -> Any:
-            move = optimizer(self.net, settings.train)
+            move = optimizer.make(self.net, settings.train)
             schedule = torch.optim.lr_scheduler.LambdaLR(move, lambda step: data.rate(step) / settings.train.lr)
             return {"optimizer": move, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -209,7 +203,7 @@ def accelerate(folder: Path, settings: Params) -> list[float]:
     precision = "bf16" if settings.train.precision == "bfloat16" else "no"
     helper = Accelerator(cpu=True, mixed_precision=precision)
     data, net = Data(folder, settings.train), network(settings)
-    move = optimizer(net, settings.train)
+    move = optimizer.make(net, settings.train)
     schedule = torch.optim.lr_scheduler.LambdaLR(move, lambda step: data.rate(step) / settings.train.lr)
     net, move, schedule = helper.prepare(net, move, schedule)
     seconds = []

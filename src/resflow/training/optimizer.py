@@ -86,41 +86,52 @@ class _Muon(_AdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         filters, *others = self.param_groups
-        for parameter in filters["params"]:
-            if parameter.grad is not None:
-                self._move(parameter, filters["lr"], filters["betas"][0], filters["weight_decay"])
+        if moved := [p for p in filters["params"] if p.grad is not None]:
+            self._move(moved, filters)
         self.param_groups = others
         try:
             super().step()
         finally:
             self.param_groups = [filters, *others]
 
-    def _move(self, parameter: Tensor, rate: float, momentum: float, decay: float) -> None:
-        gradient, state = cast(Tensor, parameter.grad), self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        mean = state["momentum_buffer"]
-        mean.lerp_(gradient, 1 - momentum)
-        # in the order in which channels-last lies in memory: which column is which does not matter
-        matrix = gradient.lerp(mean, momentum).permute(0, 2, 3, 1).flatten(1)
-        update = orthogonalised(matrix).view(len(matrix), *parameter.shape[2:], -1).permute(0, 3, 1, 2)
-        parameter.mul_(1 - rate * decay)
-        parameter.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * rate)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's wants a step of each parameter, to mend old states
+
+    def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        rate, momentum, decay = group["lr"], group["betas"][0], group["weight_decay"]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        gradients = [cast(Tensor, p.grad) for p in parameters]
+        means = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        torch._foreach_mul_(parameters, 1 - rate * decay)
+        for parameter, update in zip(parameters, torch._foreach_lerp(gradients, means, momentum), strict=True):
+            # in the order in which channels-last lies in memory: which column is which does not matter
+            across = update.permute(0, 2, 3, 1)
+            matrix = across.flatten(1)
+            update = orthogonalised(matrix).view(across.shape).permute(0, 3, 1, 2)
+            parameter.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * rate)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
     """(rows, columns) of any length -> roughly U V^T of its singular value decomposition U S V^T, in its precision.
 
     Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024, which bring the singular values near 1
-    (0.7 to 1.2) rather than to it, and the smallest not all the way.
+    (0.7 to 1.2) rather than to it, and the smallest not all the way. Their polynomials are multiplied up on the shorter
+    side, and `matrix` once by their product: a third of the work, in float32 at the cost of singular values below a
+    thousandth of the greatest.
     """
-    is_tall = matrix.size(0) > matrix.size(1)
-    x = matrix.mT if is_tall else matrix
-    x = x / (torch.linalg.matrix_norm(x) + 1e-7)
+    gram = matrix.mT @ matrix if matrix.size(0) > matrix.size(1) else matrix @ matrix.mT
+    square = gram.trace() + 1e-14
+    gram /= square
+    product = square.rsqrt() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for _ in range(5):
-        gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.mT if is_tall else x
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        polynomial.diagonal().add_(3.4445)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    return matrix @ product if matrix.size(0) > matrix.size(1) else product @ matrix
 
 
 def average(net: nn.Module, train: Train) -> AveragedModel | None:

@@ -33,6 +33,7 @@ AUGMENTED = {"shift": 1, "flip": True, "rotate": 10.0, "scale": 0.1, "erase": 0.
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw": {"optimizer": "adamw", "lr": 0.002, "schedule": "cosine"},
+    "muon": {"optimizer": "muon", "lr": 0.02},
     "average": {"ema": 0.8, "schedule": "constant"},
     "augmented": AUGMENTED,
     "bfloat16": {"precision": "bfloat16", "schedule": "step"},
