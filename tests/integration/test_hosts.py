@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Project, make_project
+from resflow.data import shards
+from tests.conftest import REPOSITORY, Project, make_project, write_digits
 from tests.integration import hosts
 from tests.integration.hosts import Host
 from tests.integration.ray_nodes import end, train_workers, wait_until_started
@@ -63,7 +64,7 @@ class Cluster:
         temporary = Path(tempfile.mkdtemp(prefix="n", dir=self.folder))
         home = temporary / "home"
         home.mkdir()
-        hides = () if host is self.head else (self.project.root, REPOSITORY / "src")
+        hides = () if host is self.head else (self.project.root.parent, REPOSITORY / "src")
         command = ["ray", "start", "--block", f"--node-ip-address={host.address}", "--object-store-memory=100000000"]
         self.nodes[host.name] = host.start(
             [*command, f"--temp-dir={temporary / 'r'}", *arguments],
@@ -91,16 +92,16 @@ class Cluster:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
 
-    def train(self, log: Path) -> subprocess.Popen[bytes]:
+    def train(self, project: Project, log: Path) -> subprocess.Popen[bytes]:
         """The driver, on the head."""
         mine = {
             "RAY_ADDRESS": f"{self.head.address}:{RAY_PORT}",
             "RESFLOW_STORAGE": "s3://training/runs",
             "AWS_ENDPOINT_URL_S3": f"http://{self.head.address}:{S3_PORT}",
-            "PYTHONPATH": self.project.env()["PYTHONPATH"],
+            "PYTHONPATH": project.env()["PYTHONPATH"],
         }
         command = ["resflow", "stage", "train"]
-        return self.head.start(command, log=log, env={**self.env, **KEYS, **mine}, cwd=self.project.root)
+        return self.head.start(command, log=log, env={**self.env, **KEYS, **mine}, cwd=project.root)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_hosts_without_a_shared_disk_train_and_one_that_is_lost_and_comes_back_c
     alone.edit(train__num_workers=1)
     log, command = cluster.folder / "driver.log", ["resflow", "stage", "train"]
     undisturbed = subprocess.Popen(command, cwd=alone.root, env=alone.env(), stdout=subprocess.DEVNULL)
-    driver = cluster.train(log)
+    driver = cluster.train(cluster.project, log)
     try:
         wait_for(lambda: "epoch 2/" in log.read_text(), driver, log)
         lost = cluster.workers[1]
@@ -188,6 +189,36 @@ def test_hosts_without_a_shared_disk_train_and_one_that_is_lost_and_comes_back_c
     assert told[-1] == f"{EPOCHS}/{EPOCHS}"
     assert set(told) == {f"{number}/{EPOCHS}" for number in range(1, EPOCHS + 1)}
     assert digest(cluster.project) == digest(alone)
+
+
+def test_hosts_stream_images_from_the_store_and_end_in_the_bits_of_one_machine(cluster: Cluster) -> None:
+    streamed = Project(cluster.project.root.parent / "streamed", cluster.project.home)  # not seen by the workers
+    shutil.copytree(cluster.project.root, streamed.root, ignore=shutil.ignore_patterns(".resflow", "models"))
+    files = write_digits(streamed.root.parent / "more", train=4800)
+    streamed.edit(
+        data__loader="stream",
+        data__file_mib=1,
+        data__shuffle_mib=1,
+        data__sources=[str(streamed.root.parent / "more")],
+        data__files={role: {"name": name, "sha256": digest} for role, (name, digest) in files.items()},
+        train__epochs=2,
+        train__num_workers=2,
+    )
+    streamed.run("resflow", "stage", "fetch")
+    streamed.run("resflow", "stage", "prepare")
+    assert len(shards.load(streamed.root / "data/prepared/train").shards) == 3
+    log = cluster.folder / "streaming.log"
+    driver = cluster.train(streamed, log)
+    try:
+        assert driver.wait(timeout=180) == 0, log.read_text()
+    finally:
+        if driver.poll() is None:
+            end(driver)
+    together = digest(streamed)
+    (streamed.root / "models" / "model.safetensors").unlink()
+    streamed.edit(train__num_workers=1)
+    streamed.run("resflow", "stage", "train")
+    assert digest(streamed) == together
 
 
 def wait_for(
