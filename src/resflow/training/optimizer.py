@@ -106,32 +106,42 @@ class _Muon(_AdamW):
         means = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         torch._foreach_mul_(parameters, 1 - rate * decay)
-        for parameter, update in zip(parameters, torch._foreach_lerp(gradients, means, momentum), strict=True):
-            # in the order in which channels-last lies in memory: which column is which does not matter
-            across = update.permute(0, 2, 3, 1)
-            matrix = across.flatten(1)
-            update = orthogonalised(matrix).view(across.shape).permute(0, 3, 1, 2)
+        # in the order in which channels-last lies in memory: which column is which does not matter
+        across = [update.permute(0, 2, 3, 1) for update in torch._foreach_lerp(gradients, means, momentum)]
+        matrices = orthogonalised([each.flatten(1) for each in across])
+        for parameter, each, matrix in zip(parameters, across, matrices, strict=True):
+            update = matrix.view(each.shape).permute(0, 3, 1, 2)
             parameter.add_(update, alpha=-0.2 * math.sqrt(max(matrix.shape)) * rate)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """(rows, columns) of any length -> roughly U V^T of its singular value decomposition U S V^T, in its precision.
+def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+    """Each (rows, columns) -> roughly U V^T of its singular value decomposition U S V^T, in its number format.
 
     Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024, which bring the singular values near 1
     (0.7 to 1.2) rather than to it, and the smallest not all the way. Their polynomials are multiplied up on the shorter
-    side, and `matrix` once by their product: a third of the work, in float32 at the cost of singular values below a
-    thousandth of the greatest.
+    side, for all matrices that share its length at once, and each matrix once by their product: about half the time, in
+    float32 at the cost of singular values below a thousandth of the greatest.
     """
-    gram = matrix.mT @ matrix if matrix.size(0) > matrix.size(1) else matrix @ matrix.mT
-    square = gram.trace() + 1e-14
-    gram /= square
-    product = square.rsqrt() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    tall = [len(matrix) > matrix.size(1) for matrix in matrices]
+    grams = [m.mT @ m if is_tall else m @ m.mT for m, is_tall in zip(matrices, tall, strict=True)]
+    products: dict[int, Tensor] = {}
+    for side in {len(gram) for gram in grams}:
+        alike = [index for index, gram in enumerate(grams) if len(gram) == side]
+        products.update(zip(alike, _inverse_roots(torch.stack([grams[index] for index in alike])), strict=True))
+    return [m @ products[i] if tall[i] else products[i] @ m for i, m in enumerate(matrices)]
+
+
+def _inverse_roots(grams: Tensor) -> Tensor:
+    """(matrices, side, side), each A A^T -> roughly (A A^T)^(-1/2)."""
+    squares = (grams.diagonal(dim1=1, dim2=2).sum(1) + 1e-14)[:, None, None]
+    grams = grams / squares
+    products = torch.eye(grams.size(1), dtype=grams.dtype, device=grams.device) * squares.rsqrt()
     for _ in range(5):
-        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        polynomial.diagonal().add_(3.4445)
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
-    return matrix @ product if matrix.size(0) > matrix.size(1) else product @ matrix
+        polynomials = torch.baddbmm(grams, grams, grams, beta=-4.7750, alpha=2.0315)
+        polynomials.diagonal(dim1=1, dim2=2).add_(3.4445)
+        products = polynomials @ products
+        grams = polynomials @ grams @ polynomials
+    return products
 
 
 def average(net: nn.Module, train: Train) -> AveragedModel | None:
