@@ -52,6 +52,7 @@ bench: peers ## Measure accuracy, speed, overhead and scaling into docs/ (about 
 	$(BIN)/python -m benchmarks.stream --rounds $(if $(QUICK),1,5)
 	$(BIN)/python -m benchmarks.accuracy --seeds 0 $(if $(QUICK),,1 2 3 4)
 	$(BIN)/python -m benchmarks.keras_article --epochs $(if $(QUICK),1,10)
+	$(if $(QUICK),,$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2 3 4 --params experiments/bfloat16.yaml)
 	$(if $(QUICK),,$(BIN)/python -m benchmarks.accuracy --seeds 0 1 2 --params experiments/article.yaml)
 	$(BIN)/python -m benchmarks.adversarial
 	$(BIN)/python -m benchmarks.startup --rounds $(if $(QUICK),1,5)

@@ -64,7 +64,11 @@ STAGES = 3
 WORKER_EPOCHS = 3
 FACTORS: Mapping[str, Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]] = {
     "schedule": {name: ({}, {"schedule": name}) for name in ("cosine", "step", "constant")},
-    "optimiser": {f"AdamW at {lr:g}": ({}, {"optimizer": "adamw", "lr": lr}) for lr in (0.001, 0.004)},
+    "optimiser": {
+        f"{name} at {lr:g}": ({}, {"optimizer": name.lower(), "lr": lr})
+        for name, rates in (("AdamW", (0.001, 0.004)), ("Muon", (0.01, 0.04)))
+        for lr in rates
+    },
     "activation": {name: ({"activation": name}, {}) for name in ("leaky_relu", "silu", "gelu", "mish")},
     "initialisation": {
         "zero_norm": ({"init": "zero_norm"}, {}),
