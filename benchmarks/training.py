@@ -34,6 +34,7 @@ PYTHON = [sys.executable, "-m"]
 ALONE = {
     "bare loop (the limit)": ["bare"],
     "resflow's loop": ["loop"],
+    "bare loop, keeping memory as resflow does": ["bare", "--keep-memory"],
     "resflow, Ray Train in local mode": ["ray"],
     "resflow, Ray Train on a cluster of one": ["ray", "--address"],
     "PyTorch Lightning": ["lightning"],
@@ -107,6 +108,9 @@ def _run(arguments: list[str], place: Path, options: list[str]) -> dict[str, flo
     if "--address" in own:
         own.remove("--address")
         env["RAY_ADDRESS"] = "local"
+    if "--keep-memory" in own:
+        own.remove("--keep-memory")
+        env |= {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
     launcher = PYTHON
     if name == "torchrun":
         launcher = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]

@@ -6,7 +6,10 @@ import copy
 import itertools
 import math
 import os
+import platform
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -291,6 +294,27 @@ def test_compiling_without_a_compiler_is_one_error_before_training() -> None:
     assert caught.value.where == "train.compile"
     assert "no working C++ compiler" in str(caught.value)
     assert "g++" in caught.value.mend
+
+
+# --- fast ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told to keep memory")
+def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
+    program = """
+import resource, torch
+from resflow.training import loop
+loop.prepare_torch(0, 1)
+def step():
+    activations = [torch.ones(4 << 20, dtype=torch.uint8) for _ in range(8)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (20 * (32 << 20)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.1, "of what steps use, this share came anew from the system"
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
