@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any, cast
 
@@ -84,7 +85,11 @@ class _Muon(_AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure:
+            with torch.enable_grad():
+                loss = closure()
         filters, *others = self.param_groups
         if moved := [p for p in filters["params"] if p.grad is not None]:
             self._move(moved, filters)
@@ -93,6 +98,7 @@ class _Muon(_AdamW):
             super().step()
         finally:
             self.param_groups = [filters, *others]
+        return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         torch.optim.Optimizer.__setstate__(self, state)  # AdamW's wants a step of each parameter, to mend old states

@@ -146,6 +146,22 @@ def test_an_orthogonalised_matrix_has_the_directions_of_the_given_one_and_length
         assert 0.6 < lengths.diag().min() < lengths.diag().max() < 1.3
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_step_computes_the_gradients_first_where_it_is_given_how(name: str) -> None:
+    net, images = create("resnet8_max", in_channels=1, num_classes=3), torch.ones(2, 1, 8, 8)
+    made = optimizer.make(net, settings(optimizer=name))
+    before, losses = net.conv1.weight.detach().clone(), []
+
+    def closure() -> float:
+        loss = net(images).square().sum()
+        loss.backward()
+        losses.append(loss.item())
+        return losses[0]
+
+    assert made.step(closure) == losses[0]
+    assert not torch.equal(net.conv1.weight, before)
+
+
 def test_a_gradient_of_zeros_moves_no_filter() -> None:
     assert torch.equal(optimizer.orthogonalised([torch.zeros(2, 3)])[0], torch.zeros(2, 3))
 
