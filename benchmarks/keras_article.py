@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10)
     epochs = parser.parse_args().epochs
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # the quickest on a CPU: JAX took 3.5 times as long, torch twice
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the quickest on a CPU (docs/log.md)
     import keras
     import tensorflow
 

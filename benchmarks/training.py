@@ -26,15 +26,16 @@ import torch
 from benchmarks.report import record, table
 from resflow import params
 from resflow.data import arrays
+from resflow.processes import MALLOC
 from resflow.study.peak import matmul
 
 IMAGES, VALIDATION = 12_800, 1_000
 """Of MNIST, an epoch."""
 PYTHON = [sys.executable, "-m"]
 ALONE = {
-    "bare loop (the limit)": ["bare"],
+    "bare loop, memory kept (the limit)": ["bare", "--keep-memory"],
     "resflow's loop": ["loop"],
-    "bare loop, keeping memory as resflow does": ["bare", "--keep-memory"],
+    "bare loop, memory given back as glibc does": ["bare"],
     "resflow, Ray Train in local mode": ["ray"],
     "resflow, Ray Train on a cluster of one": ["ray", "--address"],
     "PyTorch Lightning": ["lightning"],
@@ -43,7 +44,7 @@ ALONE = {
     "resflow's loop, 4 shards": ["loop", "--shards", "4"],
 }
 NARROW = {
-    "bare loop, bfloat16": ["bare", "--precision", "bfloat16"],
+    "bare loop, memory kept, bfloat16": ["bare", "--keep-memory", "--precision", "bfloat16"],
     "resflow's loop, bfloat16": ["loop", "--precision", "bfloat16"],
 }
 EVERY = 10
@@ -53,7 +54,7 @@ KEPT = {
     f"a checkpoint every {EVERY} steps": ["loop", "--checkpoint-steps", str(EVERY)],
 }
 TOGETHER = {
-    "torchrun, DistributedDataParallel": ["torchrun"],
+    "torchrun, DistributedDataParallel, memory kept": ["torchrun", "--keep-memory"],
     "resflow, Ray Train": ["ray"],
     "resflow, Ray Train, 2 shards": ["ray", "--shards", "2"],
     "resflow, Ray Train, 4 shards": ["ray", "--shards", "4"],
@@ -110,7 +111,7 @@ def _run(arguments: list[str], place: Path, options: list[str]) -> dict[str, flo
         env["RAY_ADDRESS"] = "local"
     if "--keep-memory" in own:
         own.remove("--keep-memory")
-        env |= {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
+        env |= {f"MALLOC_{name}_": str(value) for name, (_, value) in MALLOC.items()}
     launcher = PYTHON
     if name == "torchrun":
         launcher = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]

@@ -28,7 +28,7 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
     """From raw data to a registered, published network.
 
     Args:
-        overrides: Parameters for this run alone, by their dotted names in params.yaml, such as `{"train.lr": 0.1}`.
+        overrides: Parameters for this run alone, by their dotted names in params.yaml, such as `{"train.lr": 0.02}`.
             Such a run happens in a work tree of its own, so that your files stay as they are.
         release: Whether to judge, register and publish the model once it is evaluated.
     """

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, and work that one process does at a time."""
+"""Processes that end with the one that started them or keep what memory they free, and work that one does at a time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from typing import IO
 from resflow.errors import TrainingError
 from resflow.files import explained
 
-__all__ = ["WAIT_SECONDS", "alone", "die_with_parent", "locked"]
+__all__ = ["MALLOC", "WAIT_SECONDS", "alone", "die_with_parent", "keep_memory", "locked"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MALLOC = {"TRIM_THRESHOLD": (-1, (1 << 31) - 1), "MMAP_THRESHOLD": (-3, 32 << 20)}
+"""Number (malloc.h) and bytes of the parameters of glibc that decide what it gives back: each as high as it goes."""
 TRIES = 100
 """To make a lock in a folder that others remove; more in a row are no chance."""
 LIBC = ctypes.CDLL(None)  # loaded before any fork, since a new child should do as little as it can
@@ -36,6 +38,13 @@ def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
         LIBC.prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), number)
+
+
+def keep_memory() -> None:
+    """Have the C library keep memory that is freed: given back, it comes anew page by page. glibc alone is told so."""
+    if mallopt := getattr(LIBC, "mallopt", None):
+        for number, value in MALLOC.values():
+            mallopt(number, value)
 
 
 @contextmanager

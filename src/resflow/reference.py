@@ -24,7 +24,7 @@ This page is written by `resflow schema --markdown > docs/parameters.md` from `s
 
 - Editors with a YAML language server complete and check `params.yaml` by [params.schema.json](params.schema.json),
   which its first line names (`resflow schema > docs/params.schema.json`).
-- For one run alone: `resflow run -S train.lr=0.1 -S train.epochs=5`, or a file of parameters,
+- For one run alone: `resflow run -S train.lr=0.02 -S train.epochs=5`, or a file of parameters,
   `resflow run --params experiments/article.yaml`; of both, `-S` wins. Your files stay as they are.
 - An unknown key, a wrong type or a value out of range is an error before anything starts.
 - A stage of `dvc.yaml` runs again when one of the parameters it lists has changed.

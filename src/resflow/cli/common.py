@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-S", metavar="KEY=VALUE", help="A parameter for this run alone, such as train.lr=0.1; repeatable."
+        "--set", "-S", metavar="KEY=VALUE", help="A parameter for this run alone, such as train.lr=0.02; repeatable."
     ),
 ]
 ParamsFile = Annotated[
@@ -58,7 +58,7 @@ def overrides_of(settings: list[str], file: Path | None) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise ParamsError(f"--set {setting}", "is not KEY=VALUE", "Write it like -S train.lr=0.1")
+            raise ParamsError(f"--set {setting}", "is not KEY=VALUE", "Write it like -S train.lr=0.02")
         changes[key] = params.value(text, f"--set {setting}")
     return changes
 

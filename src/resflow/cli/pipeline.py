@@ -21,7 +21,7 @@ commands = typer.Typer()
 @commands.command(
     epilog=examples(
         "resflow run",
-        "resflow run -S train.lr=0.1 -S train.epochs=5",
+        "resflow run -S train.lr=0.02 -S train.epochs=5",
         "resflow run --params experiments/article.yaml --no-release",
     )
 )

@@ -243,15 +243,16 @@ def _check_compiler() -> None:
 
 
 def _let_messages_wait() -> None:
-    """Run gloo's thread for messages only where no other thread wants the core: a fifth of a small step, docs/log.md.
+    """Have gloo's thread for messages wait for a core that others use, rather than take it (docs/log.md).
 
     It may find a connection locked by another of gloo's threads; it then looks again at once, until it gets the lock
     (gloo, transport/tcp/pair.cc, `Pair::handleEvents`). Woken on the very core of that other one it would take the core
-    from it, and look in vain until the kernel's next tick. Threads of SCHED_BATCH take no core from others (sched(7)).
+    from it, and look in vain until the kernel's next tick. Threads of SCHED_BATCH that wake up take no core from others
+    (Linux, kernel/sched/fair.c).
     """
     for thread in Path("/proc/self/task").glob("*"):  # none but on Linux
         with suppress(OSError):  # it has ended, or this may not be asked for here: then training is slower, no more
-            if (thread / "comm").read_text() == "gloo_tcp_loop\n":
+            if (thread / "comm").read_bytes() == b"gloo_tcp_loop\n":
                 os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
 
 

@@ -9,7 +9,6 @@ by one worker or many, is `gradients`; the learning rate and the optimiser are `
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from resflow.data.batches import Batches, to_input
 from resflow.errors import TrainingError
+from resflow.processes import keep_memory
 from resflow.training import optimizer as optimizers
 from resflow.training.adversary import Adversary
 from resflow.training.gradients import gradients
@@ -113,9 +113,9 @@ class KeepsNothing:
 def prepare_torch(seed: int, threads: int) -> None:
     """Fix what the bits of the result depend on: the seed, the number of threads, and deterministic algorithms.
 
-    Also has the process keep memory that it frees.
+    Also has the process keep memory that it frees, for the next step.
     """
-    _keep_memory()
+    keep_memory()
     # cuBLAS reads this when it is first used; without it torch refuses deterministic products on the GPU
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(seed)
@@ -125,13 +125,6 @@ def prepare_torch(seed: int, threads: int) -> None:
     # No operation here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what is freed, for the next step: given back, it comes anew page by page, a fifth of a step."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, malloc.h; as high as it goes
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def train(

@@ -39,12 +39,14 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
 def make(net: nn.Module, train: Train) -> torch.optim.Optimizer:
     """The fused optimiser that `train` names; weight decay spares norms and biases, which have one dimension.
 
-    `muon` moves filters of convolutions by Muon, and all else as `adamw` does.
+    `muon` moves filters of convolutions by Muon, and all else as `adamw` does; also filters of groups, which read
+    different channels and so are no one matrix.
     """
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
     if train.optimizer == "muon":
-        filters, weights = [p for p in weights if p.ndim == 4], [p for p in weights if p.ndim != 4]
+        whole = {id(m.weight) for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups == 1}
+        filters, weights = [p for p in weights if id(p) in whole], [p for p in weights if id(p) not in whole]
         groups = [_decayed(filters, train.weight_decay), _decayed(weights, train.weight_decay), _decayed(others, 0.0)]
         return _Muon(groups, lr=train.lr, betas=(train.momentum, 0.999), fused=True)
     groups = [_decayed(weights, train.weight_decay), _decayed(others, 0.0)]
@@ -81,7 +83,8 @@ class _Muon(_AdamW):
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", with the step's length and the decay
     of Liu et al. 2025, "Muon is Scalable for LLM Training", equation 4, by which a rate that suits AdamW suits it too.
-    `torch.optim.Muon` has the same for matrices alone, and in bfloat16, which many a CPU computes slowly.
+    `torch.optim.Muon` has the same for matrices alone, and in bfloat16, which many a CPU computes slowly. Jordan et al.
+    leave the first layer to AdamW; here that was no better (docs/log.md).
     """
 
     @torch.no_grad()
@@ -90,14 +93,14 @@ class _Muon(_AdamW):
         if closure:
             with torch.enable_grad():
                 loss = closure()
-        filters, *others = self.param_groups
-        if moved := [p for p in filters["params"] if p.grad is not None]:
-            self._move(moved, filters)
-        self.param_groups = others
+        groups = self.param_groups
+        if moved := [p for p in groups[0]["params"] if p.grad is not None]:
+            self._move(moved, groups[0])
+        self.param_groups = groups[1:]
         try:
             super().step()
         finally:
-            self.param_groups = [filters, *others]
+            self.param_groups = groups
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -125,8 +128,8 @@ def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
 
     Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024, which bring the singular values near 1
     (0.7 to 1.2) rather than to it, and the smallest not all the way. Their polynomials are multiplied up on the shorter
-    side, for all matrices that share its length at once, and each matrix once by their product: about half the time, in
-    float32 at the cost of singular values below a thousandth of the greatest.
+    side, for all matrices that share its length at once, and each matrix once by their product: that is quicker
+    (docs/log.md), and in float32 costs singular values below a thousandth of the greatest.
     """
     tall = [len(matrix) > matrix.size(1) for matrix in matrices]
     grams = [m.mT @ m if is_tall else m @ m.mT for m, is_tall in zip(matrices, tall, strict=True)]
@@ -139,7 +142,7 @@ def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
 
 def _inverse_roots(grams: Tensor) -> Tensor:
     """(matrices, side, side), each A A^T -> roughly (A A^T)^(-1/2)."""
-    squares = (grams.diagonal(dim1=1, dim2=2).sum(1) + 1e-14)[:, None, None]
+    squares = (grams.diagonal(dim1=1, dim2=2).sum(1) + 1e-14)[:, None, None]  # for gradients of zeros
     grams = grams / squares
     products = torch.eye(grams.size(1), dtype=grams.dtype, device=grams.device) * squares.rsqrt()
     for _ in range(5):

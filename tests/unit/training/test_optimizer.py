@@ -166,6 +166,25 @@ def test_a_gradient_of_zeros_moves_no_filter() -> None:
     assert torch.equal(optimizer.orthogonalised([torch.zeros(2, 3)])[0], torch.zeros(2, 3))
 
 
+def test_muon_leaves_filters_of_groups_to_adamw() -> None:
+    net = torch.nn.Conv2d(4, 4, 3, groups=2, bias=False)
+    copy_of_it = copy.deepcopy(net)
+    for layer, name in ((net, "muon"), (copy_of_it, "adamw")):
+        layer.weight.grad = torch.linspace(-1, 1, layer.weight.numel()).view_as(layer.weight)
+        optimizer.make(layer, settings(optimizer=name)).step()
+    assert torch.equal(net.weight, copy_of_it.weight)
+
+
+def test_muon_leaves_filters_without_a_gradient_as_they_are() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Conv2d(2, 2, 3))
+    net[0].weight.requires_grad_(False)
+    before = [layer.weight.detach().clone() for layer in net]
+    made = optimizer.make(net, settings(optimizer="muon"))
+    net(torch.ones(1, 1, 6, 6)).sum().backward()
+    made.step()
+    assert [torch.equal(layer.weight, old) for layer, old in zip(net, before, strict=True)] == [True, False]
+
+
 def test_muon_moves_all_but_filters_as_adamw_does() -> None:
     nets = [create("resnet8_max", in_channels=1, num_classes=3) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())

@@ -15,7 +15,7 @@ from tests.unit.training.workers import VALIDATION, Play, Played, play
 AUGMENTED = {"shift": 1, "flip": True, "rotate": 10.0, "erase": 0.5, "mixup": 0.2}
 SHARDS: dict[str, Any] = {"epochs": 2, "shards": 4, "ema": 0.8, "clip_norm": 2.0, **AUGMENTED}
 DROPOUT: dict[str, Any] = {"epochs": 1, "shards": 4, "optimizer": "adamw", "lr": 0.002}
-DEPTH: dict[str, Any] = {"epochs": 1, "shards": 4}
+DEPTH: dict[str, Any] = {"epochs": 1, "shards": 4, "optimizer": "muon"}
 DEEP = altered("resnet8_avg", {"stochastic_depth": 0.5, "norm": "group"})
 ATTACK: dict[str, Any] = {**SETTINGS["adversarial"], "epsilon": 0.1}
 ATTACKED: dict[str, Any] = {"epochs": 1, "shards": 4, "adversarial": ATTACK}
