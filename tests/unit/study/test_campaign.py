@@ -107,7 +107,7 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.startswi
 
 
 def test_the_code_that_a_trial_loads_is_in_its_key() -> None:
-    """But for what is asked and how it is checked, which are in the key by their values, and for what changes no figure:
+    """But for what is asked and how it is checked, which are in the key by their values, and for what changes nothing:
     errors, files, processes."""
     tests, package = Path(__file__).parents[3], Path(resflow.__file__).parent
     done = subprocess.run([sys.executable, "-c", LOADS], cwd=tests, capture_output=True, text=True, check=True)
