@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from resflow.data.batches import to_input
 from resflow.errors import DataError, TrainingError
 from resflow.nets.fusion import fused
+from resflow.processes import keep_memory
 
 if TYPE_CHECKING:
     from resflow.data.arrays import Split
@@ -51,7 +52,11 @@ def check_fit(path: Path, card: ModelCard, test: Split) -> None:
 
 @contextmanager
 def deterministic(threads: int) -> Iterator[None]:
-    """Within it, torch computes on `threads` CPU threads and by deterministic algorithms; afterwards as before."""
+    """Within it, torch computes on `threads` CPU threads and by deterministic algorithms; afterwards as before.
+
+    The process keeps memory that it frees from then on: for the next batch, and afterwards.
+    """
+    keep_memory()
     # cuBLAS reads this when it is first used; without it torch refuses deterministic products on the GPU
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark

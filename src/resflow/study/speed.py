@@ -25,7 +25,6 @@ from resflow.data.augment import Batch
 from resflow.errors import SetupError
 from resflow.evaluation import inference
 from resflow.nets.fusion import fused
-from resflow.processes import keep_memory
 from resflow.study import memory, peak
 from resflow.study.kinds import kind
 from resflow.study.size import size
@@ -95,7 +94,6 @@ def measure(card: ModelCard, train: Train, settings: Analyze, name: str) -> Spee
     Raises `NetError` for a structure that is unknown or does not fit, `SetupError` where memory does not suffice.
     """
     device, macs = torch.device(inference.device(train.device)), size(card).macs
-    keep_memory()  # as training does
     with inference.deterministic(train.threads):
         latencies = inference_seconds(card, 1, settings.seconds, device, name)
         rates = {
