@@ -339,7 +339,7 @@ def test_a_schedule_without_a_server_says_how_to_start_one(released: Project) ->
 
 def test_a_failed_stage_and_a_failed_gate_are_one_line_and_release_nothing(deployed: Project, server: str) -> None:
     tags, published = deployed.git("tag"), bundles(deployed)
-    done = deployed.run("resflow", "run", "-S", "gate.min_accuracy=0.999", code=1)
+    done = deployed.run("resflow", "run", "-S", "gate.max_ece=0.0", code=1)
     assert done.err.count("\n") == 1
     assert done.err.startswith("error: gate: ")
     assert "Running stage" not in done.out, "a limit of the gate is no reason to train again"
