@@ -71,6 +71,17 @@ class Project:
         """Set parameters in params.yaml, by dotted names with two underscores for each dot, keeping its comments."""
         edit_params(self.root, {key.replace("__", "."): value for key, value in changes.items()})
 
+    def stream_digits(self) -> None:
+        """Prepare 4,800 digits anew, to be streamed from three files."""
+        digits = digits_params(self.root.parent / "more", train=4800)
+        edit_params(self.root, {**digits, "data.loader": "stream", "data.file_mib": 1, "data.shuffle_mib": 1})
+        self.run("resflow", "stage", "fetch")
+        self.run("resflow", "stage", "prepare")
+
+    def digest(self) -> str:
+        """SHA-256 of the trained network."""
+        return sha256((self.root / "models" / "model.safetensors").read_bytes()).hexdigest()
+
     def git(self, *arguments: str) -> str:
         """Output of a git command in the project."""
         return self.run("git", *arguments).out.strip()
@@ -121,6 +132,15 @@ def write_digits(folder: Path, train: int = 400, test: int = 100) -> dict[str, t
     return {role: (name, sha256((folder / name).read_bytes()).hexdigest()) for role, name in names.items()}
 
 
+def digits_params(folder: Path, train: int = 400) -> dict[str, Any]:
+    """Write digits into `folder`; returns the parameters that name them."""
+    files = write_digits(folder, train)
+    return {
+        "data.sources": [str(folder)],
+        "data.files": {role: {"name": name, "sha256": digest} for role, (name, digest) in files.items()},
+    }
+
+
 def make_project(root: Path, home: Path, environment: Mapping[str, str] | None = None) -> Project:
     """A copy of the repository's files under `root`, committed, with small data and small limits."""
     listed = subprocess.run(
@@ -135,12 +155,10 @@ def make_project(root: Path, home: Path, environment: Mapping[str, str] | None =
         if not name.startswith(results) and (REPOSITORY / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, root / name)
-    files = write_digits(root.parent / "digits")
     edit_params(
         root,
         {
-            "data.sources": [str(root.parent / "digits")],
-            "data.files": {role: {"name": name, "sha256": digest} for role, (name, digest) in files.items()},
+            **digits_params(root.parent / "digits"),
             "prepare.validation_fraction": 0.2,
             "net.name": "resnet8_avg",
             "train.epochs": 2,

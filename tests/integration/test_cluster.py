@@ -8,7 +8,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -72,10 +71,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
     return made
 
 
-def digest(project: Project) -> str:
-    return sha256((project.root / "models" / "model.safetensors").read_bytes()).hexdigest()
-
-
 def epoch_lines(text: str) -> list[str]:
     return [line.split()[1] for line in text.splitlines() if line.startswith("epoch ")]
 
@@ -86,7 +81,7 @@ def undisturbed(prepared: Project) -> str:
     prepared.edit(train__num_workers=1)
     prepared.run("resflow", "stage", "train")
     prepared.edit(train__num_workers=2)
-    return digest(prepared)
+    return prepared.digest()
 
 
 def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_to_the_bits_of_one_worker(
@@ -120,7 +115,7 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
     assert last.out.startswith("going on from step ")
     assert epoch_lines(last.out)[-1] == f"{EPOCHS}/{EPOCHS}"
     assert "Traceback" not in last.out + last.err
-    assert digest(prepared) == undisturbed
+    assert prepared.digest() == undisturbed
 
 
 def groups_left(project: Project, cluster: dict[str, str]) -> int:

@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from resflow.data import shards
-from tests.conftest import REPOSITORY, Project, make_project, write_digits
+from tests.conftest import REPOSITORY, Project, make_project
 from tests.integration import hosts
 from tests.integration.hosts import Host
 from tests.integration.ray_nodes import end, train_workers, wait_until_started
@@ -188,24 +187,14 @@ def test_hosts_without_a_shared_disk_train_and_one_that_is_lost_and_comes_back_c
     told = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("epoch ")]
     assert told[-1] == f"{EPOCHS}/{EPOCHS}"
     assert set(told) == {f"{number}/{EPOCHS}" for number in range(1, EPOCHS + 1)}
-    assert digest(cluster.project) == digest(alone)
+    assert cluster.project.digest() == alone.digest()
 
 
 def test_hosts_stream_images_from_the_store_and_end_in_the_bits_of_one_machine(cluster: Cluster) -> None:
     streamed = Project(cluster.project.root.parent / "streamed", cluster.project.home)  # not seen by the workers
     shutil.copytree(cluster.project.root, streamed.root, ignore=shutil.ignore_patterns(".resflow", "models"))
-    files = write_digits(streamed.root.parent / "more", train=4800)
-    streamed.edit(
-        data__loader="stream",
-        data__file_mib=1,
-        data__shuffle_mib=1,
-        data__sources=[str(streamed.root.parent / "more")],
-        data__files={role: {"name": name, "sha256": digest} for role, (name, digest) in files.items()},
-        train__epochs=2,
-        train__num_workers=2,
-    )
-    streamed.run("resflow", "stage", "fetch")
-    streamed.run("resflow", "stage", "prepare")
+    streamed.edit(train__epochs=2, train__num_workers=2)
+    streamed.stream_digits()
     assert len(shards.load(streamed.root / "data/prepared/train").shards) == 3
     log = cluster.folder / "streaming.log"
     driver = cluster.train(streamed, log)
@@ -214,11 +203,11 @@ def test_hosts_stream_images_from_the_store_and_end_in_the_bits_of_one_machine(c
     finally:
         if driver.poll() is None:
             end(driver)
-    together = digest(streamed)
+    together = streamed.digest()
     (streamed.root / "models" / "model.safetensors").unlink()
     streamed.edit(train__num_workers=1)
     streamed.run("resflow", "stage", "train")
-    assert digest(streamed) == together
+    assert streamed.digest() == together
 
 
 def wait_for(
@@ -233,7 +222,3 @@ def wait_for(
         assert process.poll() is None, f"{log.read_text()}\nit ended {ended}"
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
-
-
-def digest(project: Project) -> str:
-    return sha256((project.root / "models" / "model.safetensors").read_bytes()).hexdigest()

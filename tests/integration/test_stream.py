@@ -22,7 +22,7 @@ from resflow.errors import DataError
 from resflow.files import write_together
 from resflow.training.reader import read_with_ray, store_bytes
 from resflow.training.remote import Arrays, Bucket
-from tests.conftest import Project, make_project, write_digits
+from tests.conftest import Project, make_project
 from tests.drills.drill import wait_until_step
 from tests.integration import limits
 
@@ -40,24 +40,9 @@ def streamed(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
     """A project with three files of streamed images."""
     folder = tmp_path_factory.mktemp("stream")
     made = make_project(folder / "project", home)
-    files = write_digits(folder / "more", train=4800)
-    made.edit(
-        data__loader="stream",
-        data__file_mib=1,
-        data__shuffle_mib=1,
-        data__sources=[str(folder / "more")],
-        data__files={role: {"name": name, "sha256": digest} for role, (name, digest) in files.items()},
-        train__epochs=2,
-        train__shards=2,
-        checkpoint__steps=7,
-    )
-    made.run("resflow", "stage", "fetch")
-    made.run("resflow", "stage", "prepare")
+    made.edit(train__epochs=2, train__shards=2, checkpoint__steps=7)
+    made.stream_digits()
     return made
-
-
-def digest(project: Project) -> str:
-    return sha256((project.root / "models" / "model.safetensors").read_bytes()).hexdigest()
 
 
 def test_two_workers_that_are_killed_within_an_epoch_and_one_that_goes_on_end_in_the_bits_of_one(
@@ -66,7 +51,7 @@ def test_two_workers_that_are_killed_within_an_epoch_and_one_that_goes_on_end_in
     assert len(shards.load(streamed.root / "data/prepared/train").shards) == 3
     done = streamed.run("resflow", "stage", "train")
     assert [line.split()[1] for line in done.out.splitlines()] == ["1/2", "2/2"]
-    undisturbed = digest(streamed)
+    undisturbed = streamed.digest()
 
     streamed.edit(train__num_workers=2)
     command = ["resflow", "stage", "train"]
@@ -83,7 +68,7 @@ def test_two_workers_that_are_killed_within_an_epoch_and_one_that_goes_on_end_in
     again = streamed.run("resflow", "stage", "train")
     step = int(again.out.split()[4])
     assert STEPS < step < 2 * STEPS, again.out
-    assert digest(streamed) == undisturbed
+    assert streamed.digest() == undisturbed
 
 
 # --- bounded memory ---------------------------------------------------------------------------------------------------
