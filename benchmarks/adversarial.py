@@ -23,9 +23,8 @@ import yaml
 from numpy.typing import NDArray
 
 from benchmarks.report import record, table
-from resflow import params
+from resflow import compute, params
 from resflow.data import arrays
-from resflow.evaluation import inference
 from resflow.evaluation.metrics import wilson
 from resflow.evaluation.robustness import Subject
 from resflow.nets import file
@@ -92,8 +91,8 @@ def attacked(root: Path, settings: Params, count: int, **options: Any) -> list[s
     """Accuracies of the network in `root`."""
     net, card = file.load(root / MODEL)
     test = arrays.load(root / PREPARED, "test")
-    with inference.deterministic(settings.train.threads):
-        device = inference.device(settings.train.device)
+    with compute.deterministic(settings.train.threads):
+        device = compute.device(settings.train.device)
         subject = Subject(net, card, test.images[:count], test.labels[:count], device=device, **options)
         answers = [subject.clean(), subject.under_fgsm(EPSILON)]
         for steps in (20, 100):

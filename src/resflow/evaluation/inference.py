@@ -1,13 +1,10 @@
-"""Run a trained network over images, the same bits each time on the same machine.
+"""Run a trained network over images.
 
 Loading the network is `resflow.nets.file`; what its answers are worth is `resflow.evaluation.metrics`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,28 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from resflow.data.batches import to_input
-from resflow.errors import DataError, TrainingError
+from resflow.errors import DataError
 from resflow.nets.fusion import fused
-from resflow.processes import keep_memory
 
 if TYPE_CHECKING:
     from resflow.data.arrays import Split
     from resflow.nets.file import ModelCard
 
-__all__ = ["check_fit", "deterministic", "device", "logits", "measuring_device"]
-
-
-def device(wanted: str) -> str:
-    """`cpu` or `cuda` for `train.device`, where `auto` takes the GPU if there is one. Raises `TrainingError`."""
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise TrainingError("train.device", "is cuda, but no GPU is found", "Set it to auto or cpu")
-    return ("cuda" if there else "cpu") if wanted == "auto" else wanted
-
-
-def measuring_device(wanted: str) -> str:
-    """As `device`, but the CPU where `cuda`, on which a cluster's workers have trained, is not on this machine."""
-    return wanted if wanted == "cpu" else device("auto")
+__all__ = ["check_fit", "logits"]
 
 
 def check_fit(path: Path, card: ModelCard, test: Split) -> None:
@@ -48,32 +31,6 @@ def check_fit(path: Path, card: ModelCard, test: Split) -> None:
     if shape != card.image_shape or classes > len(card.classes):
         was = f"was trained for {len(card.classes)} classes of images {card.image_shape}"
         raise DataError(str(path), f"{was}, but the test split has {classes} of {shape}", "Run `dvc repro`")
-
-
-@contextmanager
-def deterministic(threads: int) -> Iterator[None]:
-    """Within it, torch computes on `threads` CPU threads and by deterministic algorithms; afterwards as before.
-
-    The process keeps memory that it frees from then on: for the next batch, and afterwards.
-    """
-    keep_memory()
-    # cuBLAS reads this when it is first used; without it torch refuses deterministic products on the GPU
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.set_num_threads(threads)
-    # as use_deterministic_algorithms(True), which loads torch's compiler too
-    torch.set_deterministic_debug_mode("error")
-    # No operation here reads what it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.set_deterministic_debug_mode(before[1])
-        torch.backends.cudnn.benchmark = before[2]
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 def logits(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resflow import compute
 from resflow.data import arrays
 from resflow.data.arrays import Split
 from resflow.errors import DataError
@@ -33,8 +34,8 @@ def run(root: Path, params: Params) -> None:
     test = arrays.load(root / PREPARED, "test")
     inference.check_fit(root / MODEL, card, test)
     start = time.perf_counter()
-    with inference.deterministic(params.train.threads):
-        device = inference.measuring_device(params.train.device)
+    with compute.deterministic(params.train.threads):
+        device = compute.measuring_device(params.train.device)
         logits = inference.logits(net, test.images, card, params.evaluate.batch_size, device)
     seconds = time.perf_counter() - start
     if not np.isfinite(logits).all():

@@ -67,6 +67,7 @@ def run(root: Path, params: Params) -> None:
 
 def _measure(root: Path, params: Params) -> tuple[Table, bytes, float]:
     """The table, the picture, and the seconds that both took."""
+    from resflow import compute
     from resflow.evaluation import inference
     from resflow.evaluation.robustness import Subject
     from resflow.nets import file
@@ -77,8 +78,8 @@ def _measure(root: Path, params: Params) -> tuple[Table, bytes, float]:
     test = arrays.load(root / PREPARED, "test")
     inference.check_fit(path, card, test)
     images, labels = _drawn(test, settings.images, params.seed)
-    with inference.deterministic(params.train.threads):
-        device = inference.measuring_device(params.train.device)
+    with compute.deterministic(params.train.threads):
+        device = compute.measuring_device(params.train.device)
         subject = Subject(net, card, images, labels, downsample=settings.downsample, device=device)
         table = _table(subject, settings, params.seed, len(labels))
         picture = _picture(images[:SHOWN], settings.corruptions, params.seed)

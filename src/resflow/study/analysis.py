@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from resflow.evaluation import inference
+from resflow import compute
 from resflow.study import speed
 from resflow.study.size import Layer, Size, layers, size
 from resflow.study.speed import Speed
@@ -104,7 +104,7 @@ def analyse(cards: Mapping[str, ModelCard], train: Train, settings: Analyze) -> 
 
 
 def _machine(train: Train) -> Machine:
-    device = inference.device(train.device)
+    device = compute.device(train.device)
     return Machine(
         device=torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
         torch=torch.__version__,

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import torch
 
+from resflow import compute
 from resflow.errors import NetError, ParamsError
-from resflow.evaluation import inference
 from resflow.nets.cost import cost
 from resflow.nets.file import ModelCard
 from resflow.params import Params, Search
@@ -157,6 +157,6 @@ def _weight(params: Params, point: Point, card: ModelCard) -> tuple[float, ...]:
 
 def latency_ms(card: ModelCard) -> float:
     """Median time from one image to its logits, in milliseconds, on one CPU thread."""
-    with inference.deterministic(1):
+    with compute.deterministic(1):
         times = inference_seconds(card, 1, SECONDS, torch.device("cpu"), "a structure of search.space")
     return 1000 * statistics.median(times)

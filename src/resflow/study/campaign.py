@@ -29,6 +29,7 @@ PREPARED, SHEET = Path("data/prepared"), Path("data/datasheet.json")
 """What the stage `prepare` made, within the project."""
 
 TRAINING = (
+    "compute.py",
     "nets/*.py",
     "data/arrays.py",
     "data/augment.py",

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from resflow import compute
 from resflow.errors import ParamsError
-from resflow.evaluation import inference
 from resflow.params import Params, Study, Train
 
 __all__ = ["KINDS", "NAMES", "OFF", "Experiment", "Point", "Trial", "chosen", "plan"]
@@ -148,7 +148,7 @@ def plan(study: Study, machine: Train) -> tuple[Experiment, ...]:
         **RECIPE,
         **machine.model_dump(include={"threads", "precision", "compile"}),
         # `cuda` is not looked for: a report may be of what another machine recorded
-        "device": inference.device("auto") if machine.device == "auto" else machine.device,
+        "device": compute.device("auto") if machine.device == "auto" else machine.device,
         "epochs": study.epochs,
         "batch_size": study.batch_size,
         "lr": study.lr,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resflow import compute
 from resflow.data import arrays
 from resflow.data.arrays import Split
 from resflow.errors import DataError, TrainingError
@@ -189,7 +190,7 @@ def _through_ray(trial: Trial, ground: Ground) -> float:
 
 def check(trial: Trial, ground: Ground) -> None:
     """Refuse what cannot run before anything does. Raises `NetError`, `DataError`, `TrainingError`."""
-    inference.device(trial.train["device"])
+    compute.device(trial.train["device"])
     card(trial, ground)
     batch, there = trial.train["batch_size"], min(trial.images, len(ground.training.labels))
     if trial.kind != "speed" and there < batch:

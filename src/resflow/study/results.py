@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from resflow import compute
 from resflow.data import arrays
 from resflow.errors import DataError
 from resflow.evaluation import inference, metrics
@@ -158,8 +159,8 @@ def _spread(values: list[float]) -> dict[str, Any]:
 def _test(plan: Plan, name: str) -> float:
     net, card = model_file.load(plan.finals / f"{name}.safetensors")
     test = arrays.load(plan.base.arrays.folder, "test")
-    with inference.deterministic(plan.params.train.threads):
-        device = inference.measuring_device(plan.params.train.device)
+    with compute.deterministic(plan.params.train.threads):
+        device = compute.measuring_device(plan.params.train.device)
         return metrics.accuracy(inference.logits(net, test.images, card, BATCH, device), test.labels)
 
 

@@ -31,7 +31,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from resflow.errors import NetError, ParamsError, ResflowError, TrainingError
+from resflow import compute
+from resflow.errors import NetError, ParamsError, ResflowError
 from resflow.nets import file as model_file
 from resflow.params import Range
 from resflow.processes import WAIT_SECONDS
@@ -361,13 +362,11 @@ def _replay(asha: ASHAScheduler, past: list[Training]) -> None:
 
 def _resources(plan: Plan) -> dict[str, float]:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    on_gpu = plan.params.train.device != "cpu" and resources.get("GPU", 0) > 0
-    if plan.params.train.device == "cuda" and not on_gpu:
-        raise TrainingError("train.device", "is cuda, but no GPU is found", "Set it to auto or cpu")
+    takes_gpu = compute.on_gpu(plan.params.train.device, resources.get("GPU", 0) > 0)
     if not plan.address and plan.params.search.cpus > resources.get("CPU", 0):
         problem = f"is {plan.params.search.cpus}, and this machine has {resources.get('CPU', 0):g} CPUs"
         raise ParamsError("search.cpus", problem, "Lower it, or name a cluster in RAY_ADDRESS")
-    return {"cpu": plan.params.search.cpus, **({"gpu": 1} if on_gpu else {})}
+    return {"cpu": plan.params.search.cpus, **({"gpu": 1} if takes_gpu else {})}
 
 
 def run_finals(plan: Plan, chosen: list[Training], say: Callable[[str], None]) -> None:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resflow import compute
 from resflow.data.augment import Batch
 from resflow.errors import SetupError
-from resflow.evaluation import inference
 from resflow.nets.fusion import fused
 from resflow.study import memory, peak
 from resflow.study.kinds import kind
@@ -84,8 +84,8 @@ class Speed:
 
 def machine_peak(train: Train) -> float:
     """FLOP/s of products of matrices in the number format of training, on its device and threads."""
-    with inference.deterministic(train.threads):
-        return peak.matmul(getattr(torch, train.precision), torch.device(inference.device(train.device)))
+    with compute.deterministic(train.threads):
+        return peak.matmul(getattr(torch, train.precision), torch.device(compute.device(train.device)))
 
 
 def measure(card: ModelCard, train: Train, settings: Analyze, name: str) -> Speed:
@@ -93,8 +93,8 @@ def measure(card: ModelCard, train: Train, settings: Analyze, name: str) -> Spee
 
     Raises `NetError` for a structure that is unknown or does not fit, `SetupError` where memory does not suffice.
     """
-    device, macs = torch.device(inference.device(train.device)), size(card).macs
-    with inference.deterministic(train.threads):
+    device, macs = torch.device(compute.device(train.device)), size(card).macs
+    with compute.deterministic(train.threads):
         latencies = inference_seconds(card, 1, settings.seconds, device, name)
         rates = {
             count: count / statistics.median(inference_seconds(card, count, settings.seconds, device, name))

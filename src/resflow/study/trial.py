@@ -24,9 +24,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from resflow import compute
 from resflow.data import arrays
 from resflow.errors import DataError, TrainingError
-from resflow.evaluation import inference
 from resflow.files import write
 from resflow.params import Params
 from resflow.study import space
@@ -52,7 +52,7 @@ OPEN: tuple[Status, ...] = ("running", "memory")
 there, and Ray kills the newest worker, not the largest."""
 FULL = re.compile("out of memory|not enough memory|can't allocate memory|_ALLOC_FAILED")
 """What CUDA, torch's allocators on the CPU, and cuBLAS and cuDNN say where there is no more memory."""
-CODE = ("data/*.py", "nets/*.py", "training/*.py")
+CODE = ("compute.py", "data/*.py", "nets/*.py", "training/*.py")
 """Modules whose code decides what a training gives."""
 
 
@@ -140,7 +140,7 @@ def train(job: Job, on_epoch: Callable[[dict[str, Any]], None], max_seconds: flo
     Raises `ResflowError` but for divergence and a lack of memory, which are outcomes.
     """
     loop.prepare_torch(job.seed, job.train.threads)
-    device, place, folder = torch.device(inference.device(job.train.device)), local_arrays(job), job.folder()
+    device, place, folder = torch.device(compute.device(job.train.device)), local_arrays(job), job.folder()
     state = checkpoint.latest(folder, device.type) or loop.State()
     keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
     accuracies: list[float] = []

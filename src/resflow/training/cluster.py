@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from resflow import compute
 from resflow.data import arrays, shards
 from resflow.data.arrays import Split
 from resflow.data.stream import Stream
@@ -105,7 +106,7 @@ def _fit_here(job: Job, display: Display) -> Any:
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
         train_loop_config={"job": job, "show": display.show},
-        scaling_config=ScalingConfig(num_workers=0, use_gpu=_on_gpu(job.train, torch.cuda.is_available())),
+        scaling_config=ScalingConfig(num_workers=0, use_gpu=compute.device(job.train.device) == "cuda"),
         run_config=RunConfig(name=job.name),
     )
     try:
@@ -416,19 +417,13 @@ def _common_state(folder: Folder, device: str, rank: int, world: int) -> loop.St
     return checkpoint.decode(content[0]) if content[0] else loop.State()
 
 
-def _on_gpu(train: Train, available: bool) -> bool:
-    if train.device == "cuda" and not available:
-        raise TrainingError("train.device", "is cuda, but no GPU is found", "Set it to auto or cpu")
-    return available and train.device != "cpu"
-
-
 def _on_cluster_gpu(train: Train, address: str | None) -> bool:
     import ray
 
     if address and train.device == "cuda":
         return True  # an autoscaling cluster may have none yet: the demand is what brings them
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return _on_gpu(train, resources.get("GPU", 0) >= train.workers[0])
+    return compute.on_gpu(train.device, resources.get("GPU", 0) >= train.workers[0])
 
 
 def _check_reachable(address: str) -> None:

@@ -10,7 +10,6 @@ by one worker or many, is `gradients`; the learning rate and the optimiser are `
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +21,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resflow.compute import fix_bits
 from resflow.data.batches import Batches, to_input
 from resflow.errors import TrainingError
-from resflow.processes import keep_memory
 from resflow.training import optimizer as optimizers
 from resflow.training.adversary import Adversary
 from resflow.training.gradients import gradients
@@ -111,20 +110,9 @@ class KeepsNothing:
 
 
 def prepare_torch(seed: int, threads: int) -> None:
-    """Fix what the bits of the result depend on: the seed, the number of threads, and deterministic algorithms.
-
-    Also has the process keep memory that it frees, for the next step.
-    """
-    keep_memory()
-    # cuBLAS reads this when it is first used; without it torch refuses deterministic products on the GPU
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """Fix what the bits of the result depend on: the seed, the number of threads, and deterministic algorithms."""
+    fix_bits(threads)
     torch.manual_seed(seed)
-    torch.set_num_threads(threads)
-    # as use_deterministic_algorithms(True), which loads torch's compiler too: that is left to those who compile
-    torch.set_deterministic_debug_mode("error")
-    # No operation here reads what it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
 
 
 def train(

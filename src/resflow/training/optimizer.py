@@ -145,11 +145,12 @@ def _inverse_roots(grams: Tensor) -> Tensor:
     squares = (grams.diagonal(dim1=1, dim2=2).sum(1) + 1e-14)[:, None, None]  # for gradients of zeros
     grams = grams / squares
     products = torch.eye(grams.size(1), dtype=grams.dtype, device=grams.device) * squares.rsqrt()
-    for _ in range(5):
+    for left in reversed(range(5)):
         polynomials = torch.baddbmm(grams, grams, grams, beta=-4.7750, alpha=2.0315)
         polynomials.diagonal(dim1=1, dim2=2).add_(3.4445)
         products = polynomials @ products
-        grams = polynomials @ grams @ polynomials
+        if left:
+            grams = polynomials @ grams @ polynomials
     return products
 
 

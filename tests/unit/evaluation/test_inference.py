@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from resflow.data.batches import to_input
-from resflow.errors import TrainingError
 from resflow.evaluation import inference
 from resflow.nets import create
 from resflow.nets.file import ModelCard
@@ -67,29 +66,3 @@ def test_a_memory_mapped_array_is_read_and_left_as_it_was(images, tmp_path):
 
 def test_no_images_give_no_answers_of_the_right_shape(images):
     assert inference.logits(Tiny(), images[:0], CARD, 4).shape == (0, 3)
-
-
-def test_auto_is_the_gpu_where_there_is_one():
-    assert inference.device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert inference.device("cpu") == "cpu"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is found here")
-def test_a_gpu_that_is_not_here_is_refused_but_for_measuring_what_a_cluster_has_trained():
-    with pytest.raises(TrainingError, match="is cuda, but no GPU is found"):
-        inference.device("cuda")
-    assert [inference.measuring_device(wanted) for wanted in ("cuda", "auto", "cpu")] == ["cpu"] * 3
-
-
-def fail():
-    assert torch.are_deterministic_algorithms_enabled()
-    raise KeyError(torch.get_num_threads())
-
-
-def test_threads_and_determinism_are_given_back_also_after_an_error():
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    with pytest.raises(KeyError, match=str(before[0] + 1)), inference.deterministic(before[0] + 1):
-        fail()
-    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
-    assert torch.utils.deterministic.fill_uninitialized_memory == filled
