@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from resflow.data.arrays import Split
 from resflow.errors import TrainingError
-from resflow.nets import altered
+from resflow.nets import Structure, altered
 from resflow.training.loop import State
 from tests.unit.training.small import (
     SETTINGS,
@@ -246,6 +246,14 @@ def test_accumulated_pieces_train_a_network_without_batch_norm_as_one_batch_does
 def plain() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(144, 20), nn.ReLU(), nn.Linear(20, 3))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_one_shard_trains_as_the_whole_batch_does(optimizer: str) -> None:
+    grouped = Structure(block="bottleneck", blocks=(1, 1), widths=(8, 16), groups=2)
+    whole, shard = (run(settings(optimizer=optimizer, shards=n, epochs=1), structure=grouped) for n in (0, 1))
+    for name, weight in weights(whole).items():
+        assert torch.allclose(weights(shard)[name], weight, atol=1e-5), name
 
 
 def test_bfloat16_learns_as_float32_does() -> None:
