@@ -186,7 +186,7 @@ class Sharded:
         """Put the sum where the optimiser and validation look for it; returns what is reported."""
         places = [*self._parameters, *(buffer for buffer, _ in self._statistics)]
         *parts, sums = torch.split(whole, [*(place.numel() for place in places), 3])
-        # laid out in memory as the parameters are: torch's fused optimisers go through both side by side, and ask nothing
+        # laid out in memory as the parameters are: torch's fused optimisers on the CPU take that for granted
         means = [
             torch.div(part.view(place.shape), self._train.shards, out=torch.empty_like(place))
             for part, place in zip(parts, places, strict=True)
