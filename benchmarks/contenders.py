@@ -144,8 +144,8 @@ def ray(folder: Path, settings: Params) -> list[float]:
     """resflow through Ray Train: in local mode, or on a cluster of this machine where there are several workers."""
     from resflow.training import cluster
 
-    _, seconds = cluster.fit(_job(folder, settings), os.environ.get("RAY_ADDRESS"), folder.parents[1] / "live")
-    return seconds
+    _, timings = cluster.fit(_job(folder, settings), os.environ.get("RAY_ADDRESS"), folder.parents[1] / "live")
+    return [timing.seconds for timing in timings]
 
 
 def lightning(folder: Path, settings: Params) -> list[float]:

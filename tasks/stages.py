@@ -1,4 +1,4 @@
-"""The task that runs one stage of dvc.yaml, its output streamed as logs and its epochs as progress."""
+"""The task that runs one stage of dvc.yaml, its output streamed as logs and its training as progress."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from resflow import pipeline, store
 from resflow.errors import ResflowError
 from resflow.params import Params
 from resflow.pipeline import StageRun
+from resflow.training import lines
 from tasks.progress import Progress
 
 __all__ = ["can_help", "log", "meeting_place", "run_stage"]
@@ -26,9 +27,12 @@ def can_help(task: Any, run: Any, state: Any) -> bool:
     return isinstance(error, ResflowError) and error.retryable
 
 
-def log(line: str) -> None:
-    """Show a line to whoever watches the run: in Prefect's logs, and on the terminal of `resflow run`."""
-    get_run_logger().info(line, extra={"resflow": True})
+def log(line: str, passing: bool = False) -> None:
+    """Show a line to whoever watches the run: in Prefect's logs, and on the terminal of `resflow run`.
+
+    One that is `passing` is outdated by the next, which takes its place on a terminal; the server does not keep it.
+    """
+    get_run_logger().info(line, extra={"resflow": True, "passing": passing, "send_to_api": not passing})
 
 
 def meeting_place(settings: Params, endpoint: store.Endpoint) -> dict[str, str]:
@@ -44,7 +48,9 @@ def run_stage(root: Path, name: str, env: Mapping[str, str]) -> StageRun:
     progress = Progress(name)
 
     def on_line(line: str) -> None:
-        log(line)
-        progress.see(line)
+        told = lines.read(line)
+        log(line, passing=bool(told and told.passing))
+        if told:
+            progress.show(told)
 
     return pipeline.run_stage(root, name, on_line, env)

@@ -367,7 +367,7 @@ def start(project: Project, *command: str) -> subprocess.Popen[str]:
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if line.startswith("epoch "):
+        if re.match("epoch .+ validation accuracy ", line):
             deadline = time.monotonic() + 20
             while not set(runs.glob("*/*.pt")) - before and time.monotonic() < deadline:
                 time.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -226,7 +227,7 @@ def test_a_worker_runs_the_declared_deployment_with_a_parameter_of_its_own(deplo
     assert set(made) == {"train-progress", "summary", "metrics", "bundle"}
     assert made["train-progress"]["type"] == "progress"
     assert made["train-progress"]["data"] == 100
-    assert made["train-progress"]["description"].startswith("epoch 1 of 1: loss ")
+    assert re.fullmatch(r"epoch 1 of 1: loss .+ images/s", made["train-progress"]["description"])
     assert "| test accuracy |" in made["summary"]["data"]
     assert [row["class"] for row in json.loads(made["metrics"]["data"])] == [str(digit) for digit in range(10)]
     assert "s3://resflow/models/mnist-resnet/v0.1.1/" in made["bundle"]["data"]

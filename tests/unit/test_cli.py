@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import shlex
 import subprocess
@@ -97,6 +98,34 @@ def test_the_page_of_commands_names_every_command_and_exit_code() -> None:
 def test_an_error_is_one_plain_line_after_all_other_output(capfd: pytest.CaptureFixture[str]) -> None:
     terminal.error(str(StageError("train", "git said:\nfatal: [red]no[/]", "Mend it")))
     assert capfd.readouterr().err == "error: train: git said: fatal: [red]no[/]. Mend it\n"
+
+
+SAYS = """
+import logging
+from resflow.cli.server import show_tasks
+show_tasks()
+logger = logging.getLogger("prefect.task_runs")
+logger.setLevel(logging.INFO)
+for line, passing in (("starts", False), ("a third " + "." * 100, True), ("two thirds", True), ("done", False)):
+    logger.info(line, extra={"resflow": True, "passing": passing})
+logger.info("what Prefect says itself")
+"""
+
+
+def test_on_a_terminal_a_line_takes_the_place_of_one_that_is_passing() -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "20"}
+    subprocess.run([sys.executable, "-c", SAYS], env=environment, stdin=theirs, stdout=theirs, check=True)
+    said = os.read(ours, 1000).decode()
+    os.close(theirs)
+    os.close(ours)
+    erased = "\x1b[1A\x1b[2K"
+    assert said == f"starts\r\na third ...........\r\n{erased}two thirds\r\n{erased}done\r\n"
+
+
+def test_on_a_pipe_every_line_stays() -> None:
+    done = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, text=True, check=True)
+    assert done.stdout == f"starts\na third {'.' * 100}\ntwo thirds\ndone\n"
 
 
 def test_a_table_on_a_pipe_is_aligned_and_never_cut(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 __all__ = ["check", "show_tasks", "start"]
+
+ERASE_LINE_ABOVE = "\x1b[1A\x1b[2K"
 
 
 def start() -> Callable[[], None]:
@@ -38,8 +42,23 @@ def _keep_quiet() -> None:
 
 def show_tasks() -> None:
     """Show the tasks' own lines on this terminal, on which Prefect is quiet."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Lines(sys.stdout)
     handler.addFilter(lambda record: bool(getattr(record, "resflow", False)))
-    handler.setFormatter(logging.Formatter("%(message)s"))
     for logger in ("prefect.task_runs", "prefect.flow_runs"):
         logging.getLogger(logger).addHandler(handler)
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Shows lines as they are; on a terminal, the next one takes the place of one that is passing."""
+
+    _above_passes = False
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = record.getMessage()
+        if not self.stream.isatty():
+            return line
+        erase = ERASE_LINE_ABOVE if self._above_passes else ""
+        self._above_passes = bool(getattr(record, "passing", False))
+        if self._above_passes:  # no wider than the terminal: one row is erased
+            line = line[: shutil.get_terminal_size().columns - 1]
+        return erase + line

@@ -8,7 +8,6 @@ projects share RESFLOW_STORAGE.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import time
@@ -30,6 +29,7 @@ from resflow.stages import runs
 from resflow.stages.card import card as describe
 from resflow.stages.paths import METRICS, MODEL, PLOTS, PREPARED, SHEET, STATE, TIMINGS
 from resflow.training.cluster import Job, fit
+from resflow.training.display import Timing
 from resflow.training.loop import State
 from resflow.training.remote import Arrays
 
@@ -45,10 +45,10 @@ def run(root: Path, params: Params) -> None:
         started = time.perf_counter()
         job = job_of(root, params)
         with runs.held(job.runs, job.name):
-            state, seconds = fit(job, os.environ.get("RAY_ADDRESS"), root / TIMINGS / "live")
+            state, timings = fit(job, os.environ.get("RAY_ADDRESS"), root / TIMINGS / "live")
             model_file.save(root / MODEL, state.best, job.card)
             _report(root, state, job.card)
-            _report_times(root, state, seconds, time.perf_counter() - started)
+            _report_times(root, state, timings, time.perf_counter() - started)
             runs.clean(job.runs, job.name)
 
 
@@ -124,10 +124,10 @@ def _report(root: Path, state: State, card: ModelCard) -> None:
     write(root / PLOTS / "train" / "curves.csv", csv_bytes(header, curves))
 
 
-def _report_times(root: Path, state: State, seconds: list[float], whole: float) -> None:
+def _report_times(root: Path, state: State, timings: list[Timing], whole: float) -> None:
     """What depends on time goes where nothing is hashed."""
-    images = json.loads((root / SHEET).read_text())["splits"]["train"]["count"]
-    first = len(state.history) - len(seconds) + 1  # a run that went on has times of its last epochs only
-    rates = [(number, second, images / second) for number, second in enumerate(seconds, first)]
-    write(root / TIMINGS / "train.csv", csv_bytes(("epoch", "seconds", "images_per_second"), rates))
+    first = len(state.history) - len(timings) + 1  # a run that went on has times of its last epochs only
+    rows = [(number, *timing) for number, timing in enumerate(timings, first)]
+    write(root / TIMINGS / "train.csv", csv_bytes(("epoch", "seconds", "images_per_second"), rows))
+    seconds = [timing.seconds for timing in timings]
     write(root / TIMINGS / "train.json", json_bytes({"seconds": whole, "epoch_seconds": seconds}))

@@ -37,7 +37,7 @@ from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
 from resflow.training.checkpoint import Folder, LocalFolder
-from resflow.training.display import Display, Event, Meter
+from resflow.training.display import Display, Event, Meter, Timing
 from resflow.training.gradients import parts
 from resflow.training.reader import cause, read_with_ray, store_bytes
 from resflow.training.remote import MARK, Arrays, Bucket, BucketFolder
@@ -71,8 +71,8 @@ class Job:
         return self.runs.folder(self.name) if isinstance(self.runs, Bucket) else LocalFolder(self.runs / self.name)
 
 
-def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[float]]:
-    """Train, going on from the run's last checkpoint; returns its state and the seconds of each epoch finished now.
+def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[Timing]]:
+    """Train, going on from the run's last checkpoint; returns its state and how long each epoch finished now took.
 
     `address` is that of a Ray cluster (`RAY_ADDRESS`), or None; `live` is where to show each epoch.
     Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts; also what a worker
@@ -93,8 +93,8 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[flo
         display.close()
     if isinstance(outcome, TrainingError):
         raise outcome
-    state, seconds = outcome
-    return state, seconds
+    state, timings = outcome
+    return state, timings
 
 
 def _fit_here(job: Job, display: Display) -> Any:
@@ -314,7 +314,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
         queue.shutdown(force=True)
 
 
-def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingError | None:
+def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | TrainingError | None:
     """What each worker runs. An error of the run itself is handed back, since Ray would try again what it is raised."""
     import ray.train
 
@@ -333,7 +333,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
     device = ray.train.torch.get_device() if job.train.device != "cpu" else torch.device("cpu")
     state = _common_state(folder, device.type, rank, world)
     keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
-    seconds: list[float] = []
+    timings: list[Timing] = []
     with closing(keeper), _training(job, place, rank, world) as (training, count):
         steps = max(1, count // job.train.batch_size)
         meter = Meter(steps, job.train.batch_size, state.step, config["show"]) if rank == 0 else None
@@ -343,7 +343,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
 
         def on_epoch(state: loop.State) -> None:
             if meter:
-                seconds.append(meter.epoch(state.history))
+                timings.append(meter.epoch(state.history))
 
         try:
             state = loop.train(
@@ -363,7 +363,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[float]] | TrainingEr
             )
         except TrainingError as error:
             return error
-    return (state, seconds) if rank == 0 else None  # Ray hands on the first one's alone, but collects them all
+    return (state, timings) if rank == 0 else None  # Ray hands on the first one's alone, but collects them all
 
 
 @contextmanager

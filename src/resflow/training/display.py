@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, elsewhere a line an epoch.
+"""What a run shows while it trains: a bar on a terminal, elsewhere lines, and DVCLive's plots.
 
 The worker measures (`Meter`), the driver shows (`Display`); between hosts the events travel as they are.
 """
@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from resflow.training import lines
 from resflow.training.live import Live
 from resflow.training.loop import Epoch
 
 if TYPE_CHECKING:
     from resflow.params import Train
 
-__all__ = ["Display", "Event", "Meter"]
+__all__ = ["Display", "Event", "Meter", "Timing"]
 
 INTERVAL = 0.5
 """Seconds between two events within an epoch: reading the sums makes a GPU wait."""
+LINE_SECONDS = 5.0
+"""From a line to one within an epoch: short epochs are told by a line each, long ones need not be waited for."""
 
 
 class Event(NamedTuple):
@@ -37,15 +40,25 @@ class Event(NamedTuple):
     """Mean since the epoch began, or since the run went on within it."""
     accuracy: float
     images_per_second: float
+    steps_per_second: float
+    """Since the run began or went on, validation included: what is left takes as long."""
     history: tuple[Epoch, ...] = ()
     """With an epoch's last event, its outcome and those of all before it, by whomever they were trained."""
     seconds: float = 0.0
-    """That the finished epoch took, since the run began or went on."""
+    """That the finished epoch took, as in `Timing`."""
 
     @property
     def finished(self) -> Epoch | None:
         """The epoch's outcome, with its last event."""
         return self.history[-1] if self.history else None
+
+
+class Timing(NamedTuple):
+    """What this run computed of an epoch: all of it, or what was left where it went on."""
+
+    seconds: float
+    """Validation included."""
+    images_per_second: float
 
 
 class Meter:
@@ -55,6 +68,7 @@ class Meter:
         self._steps, self._batch_size, self._show = steps, batch_size, show
         self._done, self._since, self._last = done, done, 0.0
         self._started = time.perf_counter()
+        self._run_since, self._run_started = done, self._started
 
     def step(self, step: int, sums: Tensor) -> None:
         """After each optimiser step: `step` of them are done, `sums` is as in `loop.State`."""
@@ -65,33 +79,37 @@ class Meter:
         self._last = now
         loss, correct, count = sums.tolist()
         within = (step - 1) % self._steps + 1
-        self._show(
-            Event((step - 1) // self._steps + 1, within, self._steps, loss / count, correct / count, self._rate(now))
-        )
+        figures = (loss / count, correct / count, self._rate(now), self._run_rate(now))
+        self._show(Event((step - 1) // self._steps + 1, within, self._steps, *figures))
 
-    def epoch(self, history: Sequence[Epoch]) -> float:
-        """After each epoch; returns its seconds."""
+    def epoch(self, history: Sequence[Epoch]) -> Timing:
+        """After each epoch; returns how long it took."""
         epoch = history[-1]
         now = time.perf_counter()
         seconds, rate = now - self._started, self._rate(now)
-        figures = (epoch.train_loss, epoch.train_accuracy, rate)
+        figures = (epoch.train_loss, epoch.train_accuracy, rate, self._run_rate(now))
         self._show(Event(epoch.epoch, self._steps, self._steps, *figures, tuple(history), seconds))
         self._started, self._since = time.perf_counter(), self._done
-        return seconds
+        return Timing(seconds, rate)
 
     def _rate(self, now: float) -> float:
         return (self._done - self._since) * self._batch_size / max(now - self._started, 1e-9)
 
+    def _run_rate(self, now: float) -> float:
+        return (self._done - self._run_since) / max(now - self._run_started, 1e-9)
+
 
 class Display:
-    """A bar over the steps of each epoch on a terminal, with loss, accuracy, images per second and time left.
+    """A bar over the steps of the run on a terminal, with loss, accuracy, images per second and time left.
 
+    Elsewhere a line tells the same: one an epoch, and one within it `line_seconds` after the last.
     The figures of each epoch also go to `live`, for `dvc plots`.
     """
 
-    def __init__(self, train: Train, live: Path) -> None:
-        self._train, self._live = train, Live(live)
+    def __init__(self, train: Train, live: Path, line_seconds: float = LINE_SECONDS) -> None:
+        self._train, self._live, self._line_seconds = train, Live(live), line_seconds
         self._bar: Any = None
+        self._said = 0.0
 
     def show(self, event: Event | str) -> None:
         """Show where the run stands, or a line."""
@@ -100,15 +118,18 @@ class Display:
             return
         bar = self._bar or self._new_bar(event)
         bar.set_description(f"epoch {event.epoch}/{self._train.epochs}", refresh=False)
-        figures = f"loss {event.loss:.4f}, accuracy {event.accuracy:.2%}, {event.images_per_second:,.0f} images/s"
-        bar.set_postfix_str(figures, refresh=False)
+        figures = [f"loss {event.loss:.4f}", f"accuracy {event.accuracy:.2%}", _rate(event)]
+        bar.set_postfix_str(", ".join(figures), refresh=False)
         bar.update((event.epoch - 1) * event.steps + event.step - bar.n)
         if event.finished:
-            self.say(_line(event.finished, self._train, event.seconds))
+            self.say(self._line(event, _outcome(event.finished, event)))
             self._live.show(event.history)
+        elif self._needs_lines() and time.perf_counter() - self._said >= self._line_seconds:
+            self.say(self._line(event, figures, 100 * event.step // event.steps))
 
     def say(self, line: str) -> None:
         """Show a line beside the bar."""
+        self._said = time.perf_counter()
         if self._bar:
             self._bar.write(line)
             sys.stdout.flush()
@@ -121,9 +142,18 @@ class Display:
             self._bar.close()
         self._live.close()
 
+    def _needs_lines(self) -> bool:
+        return self._bar.disable or not sys.stdout.isatty()  # tqdm asks about stderr, where it draws
+
+    def _line(self, event: Event, figures: Sequence[str], percent: int | None = None) -> str:
+        steps = (self._train.epochs - event.epoch + 1) * event.steps - event.step
+        left = [f"{_clock(steps / event.steps_per_second)} left"] if steps else []
+        return lines.text(event.epoch, self._train.epochs, [*figures, *left], percent)
+
     def _new_bar(self, event: Event) -> Any:
         from tqdm import tqdm
 
+        self._said = time.perf_counter()  # not from the start of a cluster on, which may take longer than an epoch
         done = (event.epoch - 1) * event.steps + event.step
         self._bar = tqdm(
             total=self._train.epochs * event.steps, initial=done, unit="step", leave=False, disable=None, mininterval=0
@@ -131,8 +161,17 @@ class Display:
         return self._bar
 
 
-def _line(epoch: Epoch, train: Train, seconds: float) -> str:
-    return (
-        f"epoch {epoch.epoch}/{train.epochs}  loss {epoch.train_loss:.4f}  validation accuracy "
-        f"{epoch.validation_accuracy:.2%}  lr {epoch.learning_rate:.3g}  {seconds:.1f} s"
-    )
+def _outcome(epoch: Epoch, event: Event) -> list[str]:
+    validated = f"validation accuracy {epoch.validation_accuracy:.2%}"
+    loss, rate = f"loss {epoch.train_loss:.4f}", f"lr {epoch.learning_rate:.3g}"
+    return [loss, validated, rate, f"{event.seconds:.1f} s", _rate(event)]
+
+
+def _rate(event: Event) -> str:
+    return f"{event.images_per_second:,.0f} images/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from resflow.errors import SetupError
+from resflow.training import lines
 from resflow.training.display import Display, Event, Meter
 from resflow.training.live import Live
 from resflow.training.loop import Epoch
@@ -118,8 +121,10 @@ def test_a_run_is_told_as_a_line_an_epoch_and_shown_from_its_first_epoch(
         settings(), state=stopped, on_step=meter.step, on_epoch=lambda state: meter.epoch(state.history) and None
     )
     display.close()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["epoch 2/3", "epoch 3/3"]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in said] == ["epoch 2/3", "epoch 3/3"]
+    assert re.search(r" s  [\d,]+ images/s  0:0\d left$", said[0])
+    assert said[1].endswith(" images/s"), "nothing is left"
     assert [step for step, _ in shown(tmp_path, "train/loss")] == [1, 2, 3]
     assert [loss for _, loss in shown(tmp_path, "train/loss")] == [epoch.train_loss for epoch in done.history]
 
@@ -132,3 +137,90 @@ def test_an_event_within_an_epoch_tells_how_far_it_is() -> None:
     assert (event.epoch, event.step, event.steps) == (2, 2, 4)
     assert (event.loss, event.accuracy, event.finished) == (1.0, 0.25, None)
     assert event.images_per_second > 0
+
+
+def test_a_run_that_went_on_within_an_epoch_tells_the_speed_of_what_it_computed_itself() -> None:
+    events: list[Event] = []
+    meter = Meter(4, 16, 2, events.append)
+    for number, steps in ((1, range(3, 5)), (2, range(5, 9))):
+        for step in steps:
+            meter.step(step, torch.ones(3, dtype=torch.float64))
+        time.sleep(0.01)
+        timing = meter.epoch(history(number))
+        assert timing.seconds >= 0.01
+        assert timing.images_per_second * timing.seconds == pytest.approx(len(steps) * 16)
+        assert (events[-1].seconds, events[-1].images_per_second) == timing
+    assert events[0].steps_per_second > 0
+    assert 0 < events[-1].steps_per_second <= 6 / 0.02
+
+
+# --- lines within an epoch --------------------------------------------------------------------------------------------
+
+
+def within(epoch: int, step: int) -> Event:
+    """Of 200 steps an epoch, four a second."""
+    return Event(epoch, step, 200, 0.31214, 0.912, 10_123.4, 4.0)
+
+
+def test_off_a_terminal_a_long_epoch_is_told_by_lines_at_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = Display(settings(), tmp_path, line_seconds=0.2)
+    display.show(within(1, 1))
+    display.show(within(1, 2))
+    assert capsys.readouterr().out == "", "the first event begins the interval"
+    time.sleep(0.2)
+    display.show(within(1, 81))
+    display.show(within(1, 82))
+    wanted = "epoch 1/3  40%  loss 0.3121  accuracy 91.20%  10,123 images/s  2:10 left\n"
+    assert capsys.readouterr().out == wanted
+    time.sleep(0.2)
+    display.say("a line of another kind")
+    display.show(within(2, 1))
+    assert capsys.readouterr().out == "a line of another kind\n"
+    time.sleep(0.2)
+    display.show(within(3, 200))
+    display.close()
+    assert capsys.readouterr().out == "epoch 3/3  100%  loss 0.3121  accuracy 91.20%  10,123 images/s\n"
+
+
+def test_by_default_short_epochs_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(settings(), tmp_path)
+    for step in range(1, 200):
+        display.show(within(1, step))
+    done = tuple(history(1))
+    display.show(Event(1, 200, 200, 2.0, 0.0, 10_123.4, 4.0, done, 3.21))
+    display.close()
+    wanted = "epoch 1/3  loss 2.0000  validation accuracy -100.00%  lr 0.1  3.2 s  10,123 images/s  1:40 left\n"
+    assert capsys.readouterr().out == wanted
+
+
+def test_hours_are_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(settings(epochs=300), tmp_path, line_seconds=0.0)
+    display.show(within(1, 101))
+    display.close()
+    assert capsys.readouterr().out.endswith("  50%  loss 0.3121  accuracy 91.20%  10,123 images/s  4:09:35 left\n")
+
+
+def test_what_a_run_tells_is_read_from_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(settings(epochs=2), tmp_path, line_seconds=0.0)
+    display.show("going on from step 3 of 400")
+    display.show(within(1, 81))
+    display.show(Event(1, 200, 200, 2.0, 0.0, 10_123.4, 4.0, tuple(history(1)), 3.21))
+    display.show(within(2, 100))
+    display.show(Event(2, 200, 200, 2.0, 0.0, 10_123.4, 4.0, tuple(history(2)), 3.21))
+    display.close()
+    other, *told = map(lines.read, capsys.readouterr().out.splitlines())
+    assert other is None
+    assert [(one.share, one.passing) for one in told if one] == [(0.2, True), (0.5, False), (0.75, True), (1.0, False)]
+    assert told[0]
+    figures = "loss 0.3121, accuracy 91.20%, 10,123 images/s, 1:20 left"
+    assert told[0].description == f"epoch 1 of 2, 40%: {figures}"
+    assert told[1]
+    assert told[1].description.startswith("epoch 1 of 2: loss 2.0000, validation accuracy ")
+    assert told[1].description.endswith(", lr 0.1, 3.2 s, 10,123 images/s, 0:50 left")
+
+
+@pytest.mark.parametrize("line", ["", "epoch", "epoch 1/2", "an epoch 1/2  40%  loss 1", "epoch 1/2 done"])
+def test_other_lines_tell_nothing(line: str) -> None:
+    assert lines.read(line) is None
