@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,10 @@ import torch
 from resflow.errors import TrainingError
 from resflow.processes import keep_memory
 
-__all__ = ["deterministic", "device", "fix_bits", "measuring_device", "on_gpu"]
+__all__ = ["deterministic", "device", "fix_bits", "is_out_of_memory", "measuring_device", "on_gpu"]
+
+FULL = re.compile("out of memory|not enough memory|can't allocate memory|_ALLOC_FAILED")
+"""What CUDA, torch's allocators on the CPU, and cuBLAS and cuDNN say where there is no more memory."""
 
 
 def on_gpu(wanted: str, there: bool) -> bool:
@@ -45,6 +49,13 @@ def fix_bits(threads: int) -> None:
     # No operation here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not enough: torch has a class for that of its own GPU allocator only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(FULL.search(str(error)))
 
 
 @contextmanager

@@ -5,7 +5,8 @@
     ├── DataError           a raw or prepared file
     │   └── SourceError     one or all of the sources of `fetch` (retryable)
     ├── NetError            a structure that is unknown or does not fit
-    ├── TrainingError       training diverged, or the cluster failed
+    ├── TrainingError       training diverged, or its parameters do not go together
+    │   └── ClusterError    Ray failed, or a node of its cluster (retryable)
     ├── ImageError          an image given to `predict`
     ├── StageError          a DVC stage or command that failed
     ├── GateError           a model that is not good enough to be released
@@ -21,6 +22,7 @@ All take the same three positional arguments, so all survive pickling on their w
 from __future__ import annotations
 
 __all__ = [
+    "ClusterError",
     "DataError",
     "GateError",
     "ImageError",
@@ -76,7 +78,13 @@ class NetError(ResflowError):
 
 
 class TrainingError(ResflowError):
-    """Training diverged, or the cluster that ran it failed."""
+    """Training diverged, or cannot be done as the parameters have it: what all workers of a run meet alike."""
+
+
+class ClusterError(TrainingError):
+    """Ray failed, or a node of its cluster: the run goes on where it stopped."""
+
+    retryable = True
 
 
 class ImageError(ResflowError):

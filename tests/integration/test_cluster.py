@@ -150,3 +150,27 @@ def test_an_address_where_nothing_listens_is_one_error(prepared: Project) -> Non
     assert done.err.splitlines() == [
         f"train: RAY_ADDRESS=127.0.0.1:{port}: nothing answers there. Start the cluster, or unset RAY_ADDRESS"
     ]
+
+
+def test_who_waits_for_gpus_that_the_cluster_has_not_is_told(prepared: Project, cluster: dict[str, str]) -> None:
+    prepared.edit(train__device="cuda")
+    driver = subprocess.Popen(
+        ["resflow", "stage", "train"],
+        cwd=prepared.root,
+        env=prepared.env(**cluster),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert driver.stderr
+        said = "2 workers need a GPU each and Ray has 0: waiting until nodes join. Ctrl-C ends it.\n"
+        assert said in iter(driver.stderr.readline, "")
+        driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=30)
+    finally:
+        driver.kill()
+        driver.wait()
+        prepared.edit(train__device="auto")
+    assert driver.returncode == STOPS[signal.SIGINT]

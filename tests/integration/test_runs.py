@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 
 from resflow import storage
-from resflow.errors import StoreError, TrainingError
+from resflow.errors import StoreError, StoreUnavailable, TrainingError
 from resflow.stages import runs
 from resflow.stages.runs import Lease
 from resflow.study import plan as plans
@@ -152,6 +154,21 @@ def test_a_bucket_that_is_missing_is_told_before_anything_else(bucket: Bucket) -
     wrong = runs.place(Path(), "s3://nowhere/runs")
     with pytest.raises(StoreError, match="cannot be used for checkpoints"), runs.held(wrong, "0" * 16):
         pass
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"])
+def test_a_store_that_does_not_answer_may_do_so_later(bucket: Bucket, answer: bytes) -> None:
+    class Answers(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        away = replace(bucket, endpoint=f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(StoreUnavailable, match="cannot be used for checkpoints"):
+            away.check("0" * 16)
+        server.shutdown()
 
 
 def test_a_run_whose_checkpoints_were_removed_leaves_nothing_and_one_that_was_left_all(bucket: Bucket) -> None:

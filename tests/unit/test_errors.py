@@ -26,7 +26,7 @@ def test_an_error_is_one_line_that_says_where_what_and_how_to_mend_it(kind: type
 
 
 def test_only_what_may_pass_by_itself_is_tried_again() -> None:
-    assert {kind.__name__ for kind in ALL if kind.retryable} == {"SourceError", "StoreUnavailable"}
+    assert {kind.__name__ for kind in ALL if kind.retryable} == {"SourceError", "ClusterError", "StoreUnavailable"}
 
 
 def test_the_tree_in_the_module_names_every_error() -> None:

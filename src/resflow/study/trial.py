@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -50,8 +49,6 @@ ENDS: dict[Status, str] = {
 OPEN: tuple[Status, ...] = ("running", "memory")
 """What the next search trains, or trains again: how much memory there is depends on the machine and on what else runs
 there, and Ray kills the newest worker, not the largest."""
-FULL = re.compile("out of memory|not enough memory|can't allocate memory|_ALLOC_FAILED")
-"""What CUDA, torch's allocators on the CPU, and cuBLAS and cuDNN say where there is no more memory."""
 CODE = ("compute.py", "data/*.py", "nets/*.py", "training/*.py")
 """Modules whose code decides what a training gives."""
 
@@ -186,15 +183,10 @@ def train(job: Job, on_epoch: Callable[[dict[str, Any]], None], max_seconds: flo
                 raise
             status, reason = "diverged", error.problem
         except (RuntimeError, MemoryError) as error:
-            if not _is_memory(error):
+            if not compute.is_out_of_memory(error):
                 raise
             status, reason = "memory", str(error)
     return Outcome(status=status, accuracies=tuple(accuracies), seconds=estimate(), weights=state.best, reason=reason)
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether memory was not enough: torch has a class for that of its own GPU allocator only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(FULL.search(str(error)))
 
 
 class _TooSlow(Exception):

@@ -32,7 +32,7 @@ from resflow import compute
 from resflow.data import arrays, shards
 from resflow.data.arrays import Split
 from resflow.data.stream import Stream
-from resflow.errors import ResflowError, TrainingError
+from resflow.errors import ClusterError, ResflowError, TrainingError
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
@@ -109,20 +109,12 @@ def _fit_here(job: Job, display: Display) -> Any:
         scaling_config=ScalingConfig(num_workers=0, use_gpu=compute.device(job.train.device) == "cuda"),
         run_config=RunConfig(name=job.name),
     )
-    try:
-        with _started(job, None) if streamed else nullcontext():
-            return trainer.fit().return_value  # type: ignore[attr-defined]  # Ray exports V1's type
-    except torch.cuda.OutOfMemoryError as error:
-        mend = "Lower train.batch_size, or raise train.accumulate"
-        raise TrainingError("train", f"the GPU's memory is full ({error})", mend) from error
+    with _started(job, None) if streamed else nullcontext():
+        return trainer.fit().return_value  # type: ignore[attr-defined]  # Ray exports V1's type
 
 
 def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
-    if address:
-        _check_reachable(address)
-        _prepare_to_join()
-    if isinstance(job.runs, Bucket):
-        job.runs.send(job.arrays)
+    _prepare(job, address)
     job.folder().write(MARK, job.arrays.key.encode())
     from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
@@ -130,11 +122,12 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
 
     try:
         with _started(job, address), _shown(display) as show:
+            on_gpu = _on_cluster_gpu(job.train, address)
             trainer = TorchTrainer(
                 _work,  # type: ignore[arg-type]  # as above
                 train_loop_config={"job": job, "show": show},
                 torch_config=_torch_config(),
-                scaling_config=_scaling(job.train, address),
+                scaling_config=_scaling(job.train, on_gpu=on_gpu),
                 run_config=RunConfig(
                     name=job.name,
                     storage_path=job.runs.path if isinstance(job.runs, Bucket) else str(job.runs),
@@ -142,7 +135,7 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
                     failure_config=FailureConfig(max_failures=job.train.max_failures),
                 ),
             )
-            _tell_if_waiting(job.train, address)
+            _tell_if_waiting(job.train, address, on_gpu=on_gpu)
             return _beside(lambda: trainer.fit().return_value)  # type: ignore[attr-defined]
     except (TrainingFailedError, RayError) as error:  # the latter where Ray itself is lost, with this node or its head
         failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
@@ -156,13 +149,18 @@ def connected(job: Job, address: str | None) -> Iterator[None]:
     The nodes of a cluster find the arrays where `job.runs` says. Raises `TrainingError`, or `StoreError`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _prepare(job, address)
+    with _started(job, address):
+        yield
+
+
+def _prepare(job: Job, address: str | None) -> None:
+    """What workers need before they are: a cluster that answers, and the arrays in the bucket."""
     if address:
         _check_reachable(address)
         _prepare_to_join()
     if isinstance(job.runs, Bucket):
         job.runs.send(job.arrays)
-    with _started(job, address):
-        yield
 
 
 @contextmanager
@@ -218,7 +216,7 @@ def _beside(work: Callable[[], Any]) -> Any:
     return outcome.result()
 
 
-def _scaling(train: Train, address: str | None) -> Any:
+def _scaling(train: Train, *, on_gpu: bool) -> Any:
     from ray.train import ScalingConfig
 
     least, most = train.workers
@@ -227,7 +225,7 @@ def _scaling(train: Train, address: str | None) -> Any:
         options = {"num_workers": (least, most), "elastic_resize_monitor_interval_s": RESIZE_SECONDS}
     return ScalingConfig(
         **options,
-        use_gpu=_on_cluster_gpu(train, address),
+        use_gpu=on_gpu,
         resources_per_worker={"CPU": 1},
     )
 
@@ -265,17 +263,20 @@ def _name_interface() -> None:
                     os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def _tell_if_waiting(train: Train, address: str | None) -> None:
-    """Ray waits for CPUs without end, as a cluster may grow; say so, once. This machine does not grow."""
+def _tell_if_waiting(train: Train, address: str | None, *, on_gpu: bool) -> None:
+    """Ray waits for CPUs and GPUs without end, as a cluster may grow; say so, once. This machine does not grow."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, least = int(resources.get("CPU", 0)), train.workers[0]
-    if cpus < least and not address:
-        problem = f"asks for {least} workers with a CPU each, and this machine has {cpus}"
-        raise TrainingError("train.num_workers", problem, "Lower it, or name a cluster in RAY_ADDRESS")
-    if cpus < least:
-        problem = f"{least} workers need a CPU each and Ray has {cpus}"
+    least = train.workers[0]
+    for kind in ("CPU", "GPU") if on_gpu else ("CPU",):
+        there = int(resources.get(kind, 0))
+        if there >= least:
+            continue
+        if not address:
+            problem = f"asks for {least} workers with a {kind} each, and this machine has {there}"
+            raise TrainingError("train.num_workers", problem, "Lower it, or name a cluster in RAY_ADDRESS")
+        problem = f"{least} workers need a {kind} each and Ray has {there}"
         print(f"{problem}: waiting until nodes join. Ctrl-C ends it.", file=sys.stderr)
 
 
@@ -315,7 +316,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
 
 
 def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | TrainingError | None:
-    """What each worker runs. An error of the run itself is handed back, since Ray would try again what it is raised."""
+    """What each worker runs. An error that all meet alike is handed back: Ray would try again what it is raised."""
     import ray.train
 
     job: Job = config["job"]
@@ -361,9 +362,17 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | TrainingE
                 on_step=meter.step if meter else lambda step, sums: None,
                 on_epoch=on_epoch,
             )
+        except ClusterError:
+            raise  # it may be this worker's alone, for which the others would wait in vain
         except TrainingError as error:
             return error
-    return (state, timings) if rank == 0 else None  # Ray hands on the first one's alone, but collects them all
+        except (RuntimeError, MemoryError) as error:
+            if not compute.is_out_of_memory(error):
+                raise
+            mend = "Lower train.batch_size, or raise train.accumulate"
+            raise TrainingError("train", f"memory is full ({error})", mend) from error
+    # Ray hands on the first one's alone, but collects them all: no more than the stage needs
+    return (loop.State(step=state.step, history=state.history, best=state.best), timings) if rank == 0 else None
 
 
 @contextmanager
@@ -423,7 +432,8 @@ def _on_cluster_gpu(train: Train, address: str | None) -> bool:
     if address and train.device == "cuda":
         return True  # an autoscaling cluster may have none yet: the demand is what brings them
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return compute.on_gpu(train.device, resources.get("GPU", 0) >= train.workers[0])
+    enough = 1 if train.device == "cuda" else train.workers[0]
+    return compute.on_gpu(train.device, resources.get("GPU", 0) >= enough)
 
 
 def _check_reachable(address: str) -> None:

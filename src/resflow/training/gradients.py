@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from resflow.errors import TrainingError
+from resflow.errors import SetupError
 
 if TYPE_CHECKING:
     from resflow.data.augment import Batch
@@ -40,7 +40,7 @@ def parts(train: Train, rank: int, world: int) -> range:
 def gradients(net: nn.Module, train: Train, *, seed: int, rank: int, world: int) -> Shared | Sharded:
     """What `train.shards` asks for; `net` is already on its device.
 
-    Raises `TrainingError` where `train.compile` needs a compiler that there is not.
+    Raises `SetupError` where `train.compile` needs a compiler that there is not.
     """
     if world > 1:
         _let_messages_wait()
@@ -88,7 +88,9 @@ class Shared:
         """float64 (3,) of each worker -> (world, 3), for all."""
         rows = torch.zeros(self._world, 3, dtype=torch.float64, device=sums.device)
         rows[self._rank] = sums
-        return _everyones(rows, self._world)
+        if self._world > 1:
+            dist.all_reduce(rows)  # exact: all but one add zeros
+        return rows
 
     def restore(self, rows: Tensor) -> Tensor:
         """This worker's own of what `gather` gave."""
@@ -243,7 +245,7 @@ def _check_compiler() -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         mend = "Install g++ (or name another one in CXX), or set it to false"
-        raise TrainingError("train.compile", "is true, but there is no working C++ compiler", mend) from error
+        raise SetupError("train.compile", "is true, but there is no working C++ compiler", mend) from error
 
 
 def _let_messages_wait() -> None:
@@ -265,13 +267,6 @@ def _in_order(rows: list[Tensor]) -> Tensor:
     for row in rows[1:]:
         whole += row
     return whole
-
-
-def _everyones(rows: Tensor, world: int) -> Tensor:
-    """Rows of which each worker has filled its own; exact, since all others add zeros."""
-    if world > 1:
-        dist.all_reduce(rows)
-    return rows
 
 
 def _reseed(seed: int, step: int, part: int, device: torch.device) -> None:

@@ -42,8 +42,8 @@ AGREE_STEPS = 10
 """Several workers ask this often whether it is time for a checkpoint: asking is a message between them."""
 CHECK_STEPS = 50
 """Whether the loss is still a number is looked at this often: looking makes a GPU wait."""
-VALIDATION_BATCH = 1000
-"""Images a forward pass; fixed, since bits depend on it."""
+VALIDATION_BATCH, VALIDATION_PIXELS = 1000, 1000 * 64 * 64
+"""Images a forward pass, and the most pixels that they may have; fixed, since bits depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def train(
     steps = _steps(batches, train)
     attacks = train.adversarial.epsilon > 0
     adversary = Adversary(card, train, seed=seed, total=train.epochs * steps) if attacks else None
-    step, history, best, kept = state.step, list(state.history), state.best, state
+    step, history, best, kept = state.step, list(state.history), state.best, state.step
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     if state.sums is not None:
         sums = compute.restore(state.sums.to(device))
@@ -194,9 +194,9 @@ def train(
             if is_due or step % CHECK_STEPS == 0:
                 rows = whole()
                 if is_due:
-                    kept = now(rows)
+                    kept = step
                     if rank == 0:
-                        keeper.keep(kept)
+                        keeper.keep(now(rows))
         rows = whole()
         weights = average.module if average else net
         measured = _validate(weights, validation, card, train, device, rank, world, adversary)
@@ -205,11 +205,11 @@ def train(
         if max(history, key=lambda one: one.validation_accuracy) is history[-1]:
             best = _copied(weights.state_dict())
         sums = torch.zeros_like(sums)
-        kept = now(None)
+        state, kept = now(None), step
         if rank == 0:
-            keeper.keep(kept)
-        on_epoch(kept)
-    return kept
+            keeper.keep(state)
+        on_epoch(state)
+    return state
 
 
 def _steps(batches: Batches, train: Train) -> int:
@@ -262,9 +262,9 @@ def _norm(net: nn.Module, average: AveragedModel | None, optimizer: torch.optim.
     return nn.utils.get_total_norm([value for value in values if value.is_floating_point()]).item()
 
 
-def _check(what: str, value: float, step: int, rate: float, kept: State) -> None:
+def _check(what: str, value: float, step: int, rate: float, kept: int) -> None:
     if not math.isfinite(value):
-        good = f"the last good checkpoint is that of step {kept.step}" if kept.step else "no checkpoint was kept before"
+        good = f"the last good checkpoint is that of step {kept}" if kept else "no checkpoint was kept before"
         raise TrainingError("train", f"{what} is {value} after step {step} at lr {rate:.4g}; {good}", "Lower train.lr")
 
 
@@ -293,10 +293,12 @@ def _validate(
 ) -> tuple[float, float]:
     """Mean loss and accuracy, the same for any number of workers: each takes whole batches, summed in their order."""
     net.eval()
-    starts = range(0, len(split.labels), VALIDATION_BATCH)
+    height, width, _ = card.image_shape
+    count = max(1, min(VALIDATION_BATCH, VALIDATION_PIXELS // (height * width)))
+    starts = range(0, len(split.labels), count)
     rows = torch.zeros(len(starts), 3, dtype=torch.float64, device=device)
     for number in range(rank, len(starts), world):
-        part = slice(starts[number], starts[number] + VALIDATION_BATCH)
+        part = slice(starts[number], starts[number] + count)
         inputs = to_input(split.images[part], card.mean, card.std, device)
         truth = torch.from_numpy(split.labels[part].astype(np.int64)).to(device)
         if adversary:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resflow.data import shards
-from resflow.errors import DataError, ResflowError, TrainingError
+from resflow.errors import ClusterError, DataError, ResflowError
 from resflow.training.remote import BucketFolder
 
 if TYPE_CHECKING:  # tasks load this module, and torch would be most of what they take
@@ -45,7 +45,7 @@ def store_bytes(file_bytes: int, workers: int) -> int:
 def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_bytes: int) -> Read:
     """A function that reads pieces of the files in `place`; `file_bytes` is the most that a file takes in memory.
 
-    Raises `DataError` for a damaged file, and `TrainingError` when Ray fails.
+    Raises `DataError` for a damaged file, and `ClusterError` when Ray fails.
     """
 
     def read(pieces: Sequence[Piece]) -> Iterator[tuple[Bytes, Bytes]]:
@@ -61,16 +61,16 @@ def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_
         context.execution_options.preserve_order = True
         limits = ExecutionResources.for_limits(object_store_memory=AHEAD * file_bytes)
         context.execution_options.resource_limits = limits
-        node = ray.get_runtime_context().get_node_id()
-        named = ray.data.from_items([piece._asdict() for piece in pieces], override_num_blocks=len(pieces))
-        tables = named.map_batches(
-            partial(_load, place=place, shape=shape),
-            batch_size=None,
-            num_cpus=0,
-            compute=TaskPoolStrategy(size=min(TASKS, len(pieces))),
-            label_selector={"ray.io/node-id": node},
-        )
         try:
+            node = ray.get_runtime_context().get_node_id()
+            named = ray.data.from_items([piece._asdict() for piece in pieces], override_num_blocks=len(pieces))
+            tables = named.map_batches(
+                partial(_load, place=place, shape=shape),
+                batch_size=None,
+                num_cpus=0,
+                compute=TaskPoolStrategy(size=min(TASKS, len(pieces))),
+                label_selector={"ray.io/node-id": node},
+            )
             for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
                 yield shards.pixels(table, shape)
         except RayError as error:
@@ -96,7 +96,7 @@ def cause(engine: str, error: BaseException, *below: BaseException) -> ResflowEr
             return found
     last = (str(error).strip() or type(error).__name__).splitlines()[-1]
     mend = "Look into Ray's logs, /tmp/ray/session_latest/logs; run it again to go on"
-    return TrainingError("train", f"{engine} gave up ({last})", mend)
+    return ClusterError("train", f"{engine} gave up ({last})", mend)
 
 
 def _ours(error: BaseException) -> ResflowError | None:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from resflow.errors import DataError, StoreError
+from resflow.errors import DataError, StoreError, StoreUnavailable
 from resflow.files import explained, partial, sha256
 
 __all__ = ["KEPT_DAYS", "LOCK", "MARK", "RUN", "Arrays", "Bucket", "BucketFolder"]
@@ -33,6 +33,8 @@ KEPT_DAYS = 7.0
 """What nobody has touched for so long is given up: checkpoints of a run, and arrays beyond the project."""
 RUN = re.compile(r"[0-9a-f]{16}")
 """Names of runs and arrays; whatever else lies beside them is not ours to remove."""
+PASSING = re.compile("NETWORK_CONNECTION|REQUEST_TIMEOUT|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|HTTP status 5")
+"""What Arrow's errors hold where the store does not answer, or says that it cannot now."""
 LOCK = "lock"
 """A file of each run's folder, or an object there, which whoever trains the run holds: `stages.runs`."""
 MARK = "run"
@@ -264,4 +266,5 @@ def _translated(where: str, but: type[OSError] | tuple[()] = ()) -> Iterator[Non
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
         mend = "See that the store answers and the bucket exists (`resflow doctor`), then run again"
-        raise StoreError(where, f"cannot be used for checkpoints and data of workers ({reason})", mend) from error
+        kind = StoreUnavailable if PASSING.search(reason) else StoreError
+        raise kind(where, f"cannot be used for checkpoints and data of workers ({reason})", mend) from error

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow.data.arrays import Split
-from resflow.errors import TrainingError
+from resflow.errors import SetupError, TrainingError
 from resflow.nets import Structure, altered
 from resflow.training.loop import State
 from tests.unit.training.small import (
@@ -297,7 +297,7 @@ def test_a_compiled_run_stopped_goes_on_to_the_same_bits_and_learns_as_one_that_
 def test_compiling_without_a_compiler_is_one_error_before_training() -> None:
     import torch._inductor.config as inductor
 
-    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(TrainingError) as caught:
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(SetupError) as caught:
         run(settings(compile=True), net=small_net())
     assert caught.value.where == "train.compile"
     assert "no working C++ compiler" in str(caught.value)
