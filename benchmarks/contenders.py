@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import memory
 from resflow import params
 from resflow.data import arrays
 from resflow.nets import altered, create
@@ -64,9 +64,7 @@ class Data:
         return map(self.batch, self.order())
 
     def rate(self, step: int) -> float:
-        steps = EPOCHS * self.steps
-        peak = self.train.warmup_fraction * steps
-        return self.train.lr * min((step + 1) / peak, (steps - step) / (steps - peak + 1))
+        return optimizer.learning_rate(self.train, step, EPOCHS * self.steps)
 
 
 def network(settings: Params) -> nn.Module:
@@ -288,11 +286,13 @@ def main() -> None:
     settings = params.parse(tree, "params.yaml")
     torch.set_num_threads(settings.train.threads)
     torch.manual_seed(0)
+    on_cluster = arguments.name == "ray" and (arguments.workers > 1 or "RAY_ADDRESS" in os.environ)
+    peak = memory.watch_workers(arguments.workers) if on_cluster else memory.own
     seconds = statistics.median(CONTENDERS[arguments.name](arguments.folder, settings)[1:])
     steps = len(arrays.load(arguments.folder, "train").labels) // settings.train.batch_size
     if int(os.environ.get("RANK", 0)) == 0 and math.isfinite(seconds):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"images_per_second": steps * settings.train.batch_size / seconds, "peak_mib": peak}))
+        rate = steps * settings.train.batch_size / seconds
+        print(json.dumps({"images_per_second": rate, "peak_mib": peak()}))
 
 
 if __name__ == "__main__":
