@@ -30,9 +30,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def record(title: str, command: str, body: str) -> None:
-    """Print a part and put it into the page, in the place of its predecessor."""
+    """Print a part and put it into the page, in the place of its predecessor; the head is written anew."""
     part = f"## {title}\n\n`{command}` on {environment()}.\n\n{body}"
     print(part)
     page = PAGE.read_text() if PAGE.exists() else HEAD
-    parts = [text for text in re.split(r"(?m)^(?=## )", page) if not text.startswith(f"## {title}\n")]
-    write(PAGE, "\n".join(text.rstrip() + "\n" for text in [*parts, part]).encode())
+    _, *parts = re.split(r"(?m)^(?=## )", page)
+    others = [text for text in parts if not text.startswith(f"## {title}\n")]
+    write(PAGE, "\n".join(text.rstrip() + "\n" for text in [HEAD, *others, part]).encode())
