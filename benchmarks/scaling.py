@@ -52,7 +52,7 @@ def main() -> None:
     arguments = _arguments()
     gpu = gpu_figures(arguments.gpu) if arguments.gpu else None  # before the minutes of measuring
     settings = params.load(Path("params.yaml"))
-    torch.set_num_threads(1)
+    loop.prepare_torch(0, 1)  # as the two workers do, or their steps would be predicted from another regime
     alone = {count: _alone(settings.net.name, settings.train, settings.train.batch_size // count) for count in WORKERS}
     with tempfile.TemporaryDirectory() as folder:
         spawn(_work, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
