@@ -1,7 +1,8 @@
-"""The article's network in its own framework, Keras on TensorFlow: accuracy and seconds of its ten epochs.
+"""The article's network in its own framework, Keras: accuracy and seconds of its ten epochs.
 
     python -m benchmarks.keras_article              # about 3 minutes on two cores
     python -m benchmarks.keras_article --epochs 1   # a look at the speed
+    python -m benchmarks.keras_article --backend torch
 
 The network is that of `resflow.nets.article`, dropout before the last layer. Needs data/prepared and `make peers`.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +20,19 @@ import numpy as np
 from benchmarks.report import record, table
 from resflow.data import arrays
 
+BACKENDS = ("tensorflow", "torch", "jax")
+"""Keras's engines, the quickest on a CPU first (docs/log.md); JAX is not among the peers."""
+
 
 def main() -> None:
     """Train, evaluate and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10)
-    epochs = parser.parse_args().epochs
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # the quickest on a CPU (docs/log.md)
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0])
+    arguments = parser.parse_args()
+    epochs, backend = arguments.epochs, arguments.backend
+    os.environ["KERAS_BACKEND"] = backend
     import keras
-    import tensorflow
 
     keras.utils.set_random_seed(0)
     splits = {name: arrays.load(Path("data/prepared"), name) for name in ("train", "test")}
@@ -44,9 +50,12 @@ def main() -> None:
     accuracy = net.evaluate(images["test"], splits["test"].labels, batch_size=1000, verbose=0)[1]
     rows = [[str(epochs), f"{accuracy:.2%}", f"{seconds:.1f}", f"{epochs * len(images['train']) / seconds:,.0f}"]]
     body = table(["epochs", "test accuracy (n = 1)", "training (s)", "images/s"], rows)
-    versions = f"Keras {keras.__version__}, TensorFlow {tensorflow.__version__}"
+    versions = f"Keras {keras.__version__}, {backend} {import_module(backend).__version__}"
     load = f"{versions}; load of the machine at the end: {os.getloadavg()[0]:.1f}.\n"
-    record("Keras, the article's network", f"python -m benchmarks.keras_article --epochs {epochs}", f"{body}\n{load}")
+    title, command = "Keras, the article's network", f"python -m benchmarks.keras_article --epochs {epochs}"
+    if backend != BACKENDS[0]:
+        title, command = f"{title}, on {backend}", f"{command} --backend {backend}"
+    record(title, command, f"{body}\n{load}")
 
 
 if __name__ == "__main__":
