@@ -19,8 +19,8 @@ A run that is killed goes on from its last checkpoint when the same command is r
 that was left alone. This page is written by `make drills N=...`: each drill trains a small network on synthetic digits
 ({last_step()} steps, a checkpoint every {EVERY}), sends SIGKILL once or twice when the newest checkpoint has passed a
 random step, runs the command again, and compares the SHA-256 of `model.safetensors`, `metrics/train.json` and
-`plots/train/curves.csv` with those of an undisturbed run. `make test` runs one of each kind, and stops by SIGTERM and
-Ctrl-C beside them.
+`plots/train/curves.csv` with those of an undisturbed run. `make test` runs one of each kind and a second of the
+first, always of the same seeds, and stops by SIGTERM and Ctrl-C beside them.
 """
 
 
