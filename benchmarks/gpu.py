@@ -21,7 +21,6 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,14 +32,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.steps import stepper
 from resflow.data import arrays, batches
 from resflow.data.arrays import Split
 from resflow.files import json_bytes, write
 from resflow.nets import create
 from resflow.nets.cost import cost
 from resflow.study.peak import matmul, wait
-from resflow.training import loop, optimizer
-from resflow.training.gradients import gradients
+from resflow.training import loop
 
 __all__ = ["LARGE", "LARGE_CLASSES", "Sizes", "main", "recipe"]
 
@@ -209,21 +208,15 @@ def _speed(device: torch.device, sizes: Sizes, *, compile: bool, resident: bool)
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (sizes.images, sizes.side, sizes.side, 3), dtype=np.uint8)
     labels = draw.integers(0, 256, sizes.images, dtype=np.uint8)
-    torch.manual_seed(0)
-    net = create(LARGE, in_channels=3, num_classes=LARGE_CLASSES).train()
-    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     share = batches.DEVICE_SHARE
     batches.DEVICE_SHARE = 0.9 if resident else 0.0  # above it, images stay on the host
-    statistics = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": LARGE_CLASSES}
-    feed = batches.Batches(Split(images, labels), train, **statistics, seed=0, device=device)  # type: ignore[arg-type]
+    run = stepper(LARGE, train, Split(images, labels), device, classes=LARGE_CLASSES)
     batches.DEVICE_SHARE = share
-    compute, move = gradients(net, train, seed=0, rank=0, world=1), optimizer.make(net, train)
     for step in range(sizes.warm + sizes.steps):
         if step == sizes.warm:
             wait(device)
             started = time.perf_counter()
-        compute.run(partial(feed.get, step // feed.steps, step % feed.steps), step)
-        move.step()
+        run(step)
     wait(device)
     seconds = time.perf_counter() - started
     torch._dynamo.reset()

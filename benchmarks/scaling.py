@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,12 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks import scaling_page
 from benchmarks.scaling_page import DGX, LARGER, NVLINK, WORKERS, Case, Measured
 from benchmarks.step_model import Cluster, Link
+from benchmarks.steps import stepper
 from resflow import params
 from resflow.data.arrays import Split
-from resflow.data.batches import Batches
 from resflow.files import write
-from resflow.nets import create
 from resflow.params import Train
-from resflow.training import loop, optimizer
-from resflow.training.gradients import gradients
+from resflow.training import loop
 
 PAGE = Path("docs/scaling.md")
 CASES = ((None, 128), (None, 16), (LARGER, 4))
@@ -83,23 +80,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _stepper(structure: str, train: Train, rank: int = 0, world: int = 1) -> Callable[[int], None]:
-    """A function that does one training step, as `loop.train` does it, on noise of MNIST's size."""
+    """A function that does one training step on noise of MNIST's size."""
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (max(2048, train.batch_size), 28, 28, 1), dtype=np.uint8)
     labels = draw.integers(0, 10, len(images), dtype=np.uint8)
-    torch.manual_seed(0)
-    net = create(structure, in_channels=1, num_classes=10).train()
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    move = optimizer.make(net, train)
-    compute = gradients(net, train, seed=0, rank=rank, world=world)
     given = Split(images, labels)
-    feed = Batches(given, train, mean=(0.5,), std=(0.25,), classes=10, seed=0, device=torch.device("cpu"))
-
-    def step(number: int) -> None:
-        compute.run(partial(feed.get, number // feed.steps, number % feed.steps), number)
-        move.step()
-
-    return step
+    return stepper(structure, train, given, torch.device("cpu"), classes=10, rank=rank, world=world)
 
 
 def _changed(train: Train, **changes: Any) -> Train:
@@ -156,9 +142,9 @@ def _case(structure: str, train: Train, batch: int, rank: int) -> tuple[float, f
     steppers = [_stepper(structure, one), _stepper(structure, two, rank, 2), _stepper(structure, sharded, rank, 2)]
     seconds: list[list[float]] = [[], [], []]
     for number in range(ROUNDS + 1):  # the first to warm up
-        for stepper, each in zip(steppers, seconds, strict=True):
+        for run, each in zip(steppers, seconds, strict=True):
             dist.barrier()
-            timed = torch.tensor(_timed(stepper, number * STEPS, STEPS))
+            timed = torch.tensor(_timed(run, number * STEPS, STEPS))
             dist.all_reduce(timed, dist.ReduceOp.MAX)
             each += timed.tolist() if number else []
     apart, ddp, shards = (statistics.median(each) for each in seconds)
