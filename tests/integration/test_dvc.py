@@ -450,6 +450,23 @@ def test_a_killed_training_goes_on_to_the_bits_of_an_undisturbed_one(copied: Pro
                 process.wait(60)
 
 
+def test_what_is_edited_while_a_stage_runs_is_not_recorded_as_what_ran(copied: Project) -> None:
+    copied.edit(train__epochs=16)
+    recorded = (copied.root / "dvc.lock").read_bytes()
+    process = start(copied, "dvc", "repro", "--single-item", "train")
+    try:
+        copied.edit(train__lr=0.09)
+        said = process.communicate(timeout=120)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+    assert process.returncode != 0
+    assert "train: params.yaml: train: was edited while the stage ran" in said
+    assert "Traceback" not in said
+    assert (copied.root / "dvc.lock").read_bytes() == recorded
+
+
 def test_a_stage_tells_by_its_exit_code_whether_trying_again_may_help(copied: Project, tmp_path: Path) -> None:
     copied.edit(data__sources=[str(tmp_path / "nowhere")])
     shutil.rmtree(copied.root / "data/raw")

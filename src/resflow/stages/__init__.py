@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from resflow import params
-from resflow.errors import RETRYABLE, ResflowError
+from resflow.errors import RETRYABLE, ResflowError, StageError
+from resflow.files import sha256
 from resflow.processes import die_with_parent
 
 __all__ = ["NAMES", "main"]
@@ -31,11 +32,15 @@ def main(name: str) -> int:
     told: list[int] = []
     try:
         signal.signal(signal.SIGTERM, lambda number, frame: _end(told, number))
-        if "DVC_STAGE" in os.environ:
+        by_dvc = "DVC_STAGE" in os.environ
+        if by_dvc:
             # a stage whose `dvc repro` was killed would train on beside the next one
             die_with_parent(signal.SIGTERM)
         loaded = params.load(Path("params.yaml"))
+        before = _inputs(name) if by_dvc else {}
         importlib.import_module(f"resflow.stages.{name}").run(Path.cwd(), loaded)
+        if by_dvc:
+            _check_unchanged(before, _inputs(name))
     except ResflowError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return RETRYABLE if error.retryable else 1
@@ -46,6 +51,26 @@ def main(name: str) -> int:
             raise
         _stopped(name, signal.SIGTERM)
     return 0
+
+
+def _inputs(name: str) -> dict[str, Any]:
+    """What dvc.yaml names as the stage's code and parameters: each file's SHA-256, each parameter's value."""
+    stage, given = params.read(Path("dvc.yaml"))["stages"][name], params.read(Path("params.yaml"))
+    found: dict[str, Any] = {path: sha256(Path(path)) for path in stage["deps"] if path.startswith("src/")}
+    for key in stage.get("params", []):
+        value = given
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        found[f"params.yaml: {key}"] = value
+    return found
+
+
+def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """DVC looks at them when the stage has ended: it would record what was edited meanwhile, which did not run."""
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if changed:
+        problem = "was edited while the stage ran, which used what was there before; nothing is recorded"
+        raise StageError(", ".join(changed), problem, "Run it again")
 
 
 def _end(told: list[int], number: int) -> NoReturn:
