@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.processes import train_workers
+
 __all__ = ["own", "watch_workers"]
 
-PROCESSES = Path("/proc")
-NAME = b"ray::RayTrainWorker"
 SECONDS = 0.5
 
 
@@ -39,8 +39,7 @@ def watch_workers(count: int) -> Callable[[], float]:
     def look() -> None:
         while True:
             if len(peaks) < count:  # no longer: all of Ray's threads are looked through, on cores that train
-                below = _below(os.getpid())
-                peaks.update((pid, 0.0) for pid in below if _read(PROCESSES / str(pid) / "cmdline").startswith(NAME))
+                peaks.update(dict.fromkeys(train_workers(os.getpid()), 0.0))
             for pid in list(peaks):
                 peaks[pid] = max(peaks[pid], _peak(pid))
             time.sleep(SECONDS)
@@ -56,23 +55,8 @@ def watch_workers(count: int) -> Callable[[], float]:
 
 def _peak(pid: int) -> float:
     """MiB; 0 for a process that is gone."""
-    found = re.search(rb"VmHWM:\s*(\d+) kB", _read(PROCESSES / str(pid) / "status"))
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0.0
     return int(found[1]) / 1024 if found else 0.0
-
-
-def _below(pid: int) -> list[int]:
-    """Processes that this one started, and those that they did."""
-    try:
-        tasks = list((PROCESSES / str(pid) / "task").iterdir())  # each thread has those that it started
-    except OSError:
-        return []
-    children = [int(child) for task in tasks for child in _read(task / "children").split()]
-    return [*children, *(below for child in children for below in _below(child))]
-
-
-def _read(path: Path) -> bytes:
-    """A file of /proc; empty where its process is gone."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from benchmarks.processes import command_line, descendants, train_workers
 from tests.conftest import Project
-from tests.integration.ray_nodes import command_line, descendants, gone, train_workers
+from tests.integration.ray_nodes import gone
 
 RECIPE: dict[str, Any] = {"train__epochs": 8, "train__batch_size": 10, "checkpoint__steps": 7}
 """Long enough to be killed in the middle; a checkpoint every few hundredths of a second."""

@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from benchmarks.processes import descendants
+
 START_SECONDS = 90
 
 
@@ -26,28 +28,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below `pid`, as /proc tells."""
-    found: list[int] = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):  # each thread has those that it started
-        with suppress(OSError):
-            found += map(int, children.read_text().split())
-    return [*found, *(below for child in found for below in descendants(child))]
-
-
-def command_line(pid: int) -> bytes:
-    """Empty for a process that is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def train_workers(pid: int) -> list[int]:
-    """Processes below `pid` in which Ray trains."""
-    return [below for below in descendants(pid) if b"RayTrainWorker" in command_line(below)]
 
 
 def is_alive(pid: int) -> bool:

@@ -86,19 +86,24 @@ def undisturbed(prepared: Project) -> str:
     return prepared.digest()
 
 
+def start(project: Project, cluster: dict[str, str]) -> subprocess.Popen[str]:
+    """A driver that trains there, its two outputs as one."""
+    return subprocess.Popen(
+        ["resflow", "stage", "train"],
+        cwd=project.root,
+        env=project.env(**cluster),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_to_the_bits_of_one_worker(
     prepared: Project, undisturbed: str, cluster: dict[str, str]
 ) -> None:
     for turn, (number, code) in enumerate(STOPS.items(), 1):
-        driver = subprocess.Popen(
-            ["resflow", "stage", "train"],
-            cwd=prepared.root,
-            env=prepared.env(**cluster),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        driver = start(prepared, cluster)
         try:
             assert wait_until_step(prepared, driver, turn * STEPS // (len(STOPS) + 1)), driver.communicate()[0]
             driver.send_signal(number)
@@ -154,19 +159,11 @@ def test_an_address_where_nothing_listens_is_one_error(prepared: Project) -> Non
 
 def test_who_waits_for_gpus_that_the_cluster_has_not_is_told(prepared: Project, cluster: dict[str, str]) -> None:
     prepared.edit(train__device="cuda")
-    driver = subprocess.Popen(
-        ["resflow", "stage", "train"],
-        cwd=prepared.root,
-        env=prepared.env(**cluster),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    driver = start(prepared, cluster)
     try:
-        assert driver.stderr
+        assert driver.stdout
         said = "2 workers need a GPU each and Ray has 0: waiting until nodes join. Ctrl-C ends it.\n"
-        assert said in iter(driver.stderr.readline, "")
+        assert said in iter(driver.stdout.readline, "")
         driver.send_signal(signal.SIGINT)
         driver.communicate(timeout=30)
     finally:

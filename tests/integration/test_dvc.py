@@ -386,6 +386,13 @@ def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     process.wait(60)
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """With its group, where a test has left it."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+
+
 def test_a_killed_training_goes_on_to_the_bits_of_an_undisturbed_one(copied: Project) -> None:
     copied.edit(train__epochs=16)
     model, runs = copied.root / "models/model.safetensors", copied.root / ".resflow/runs"
@@ -445,9 +452,7 @@ def test_a_killed_training_goes_on_to_the_bits_of_an_undisturbed_one(copied: Pro
         assert steps == list(range(1, 17)), "what is shown of a run begins with its first epoch"
     finally:
         for process in started:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(60)
+            end(process)
 
 
 def test_what_is_edited_while_a_stage_runs_is_not_recorded_as_what_ran(copied: Project) -> None:
@@ -458,9 +463,7 @@ def test_what_is_edited_while_a_stage_runs_is_not_recorded_as_what_ran(copied: P
         copied.edit(train__lr=0.09)
         said = process.communicate(timeout=120)[0]
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(60)
+        end(process)
     assert process.returncode != 0
     assert "train: params.yaml: train: was edited while the stage ran" in said
     assert "Traceback" not in said
