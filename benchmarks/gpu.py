@@ -130,10 +130,7 @@ def _mnist(given: dict[str, Split], device: torch.device, sizes: Sizes, compile:
     changes = {"epochs": sizes.epochs, "threads": sizes.threads}
     train = recipe(compile=compile, **{key: value for key, value in changes.items() if value})
     pixels = given["train"].images / np.float32(255)
-    shape = given["train"].images.shape[1:]
-    card: Any = SimpleNamespace(
-        image_shape=shape, classes=range(CLASSES), mean=(float(pixels.mean()),), std=(float(pixels.std()),)
-    )
+    card: Any = SimpleNamespace(classes=range(CLASSES), mean=(float(pixels.mean()),), std=(float(pixels.std()),))
     rows, last = [], []
     for seed in sizes.seeds:
         loop.prepare_torch(seed, train.threads)

@@ -289,10 +289,12 @@ class Train(Section):
     erase: Fraction
     """Probability that a random rectangle of a training image is erased."""
     mixup: Annotated[float, Field(ge=0)]
-    """Both parameters of the beta distribution by which two training images are mixed; 0 mixes none."""
+    """Both parameters of the beta distribution by which two training images are mixed; 0 mixes none. They stand beside
+    each other in a worker's share of the batch, or in a shard."""
     adversarial: Adversarial
     precision: Literal["float32", "bfloat16"]
-    """Number format of convolutions and matrix products; bfloat16 through autocast."""
+    """Number format of convolutions and matrix products; bfloat16 through autocast. float32 has all its bits on a GPU
+    too: TensorFloat-32 is not used."""
     compile: bool
     """Compile the network with `torch.compile`; worth its minute for long runs."""
     device: Literal["auto", "cpu", "cuda"]
@@ -361,6 +363,12 @@ class Train(Section):
             raise ValueError(
                 f"has batch_size {self.batch_size}, which does not divide among {name} {self.parts}{times}: "
                 "change one of them"
+            )
+        if self.mixup and self.batch_size == self.parts:
+            name = "shards" if self.shards else "num_workers"
+            raise ValueError(
+                f"has mixup {self.mixup}, but with {name} {self.parts} and batch_size {self.batch_size} each image is "
+                "alone in its part: raise batch_size, or set mixup to 0"
             )
         return self
 

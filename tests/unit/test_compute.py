@@ -21,13 +21,16 @@ def test_a_gpu_that_is_not_here_is_refused_but_for_measuring_what_a_cluster_has_
 
 def fail():
     assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.allow_tf32, "float32 would not be float32 on a GPU"
     raise KeyError(torch.get_num_threads())
 
 
 def test_threads_and_determinism_are_given_back_also_after_an_error():
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    tensor_float = torch.backends.cudnn.allow_tf32
     filled = torch.utils.deterministic.fill_uninitialized_memory
     with pytest.raises(KeyError, match=str(before[0] + 1)), compute.deterministic(before[0] + 1):
         fail()
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
     assert torch.utils.deterministic.fill_uninitialized_memory == filled
+    assert torch.backends.cudnn.allow_tf32 == tensor_float

@@ -209,6 +209,10 @@ def test_a_value_out_of_range_is_named_with_the_range(change: dict[str, Any], sa
         ({"num_workers": [1, 4]}, "has num_workers from 1 to 4, which needs shards: set shards to 4 or more"),
         ({"num_workers": 4, "shards": 2}, "has 4 num_workers for 2 shards: raise shards or lower num_workers"),
         ({"num_workers": [1, 4], "shards": 2}, "has 4 num_workers for 2 shards: raise shards or lower num_workers"),
+        (
+            {"shards": 128, "mixup": 0.2},
+            "has mixup 0.2, but with shards 128 and batch_size 128 each image is alone in its part: raise batch_size",
+        ),
         ({"shards": 2, "accumulate": 2}, "has accumulate 2 and shards 2: a worker already takes its shards one"),
     ],
     ids=str,

@@ -52,7 +52,7 @@ class Draws:
     erase: NDArray[np.int64] | None
     """(N, 4): top, bottom, left, right of the erased rectangle, which is empty where nothing is erased."""
     mix: NDArray[np.float32] | None
-    """(N,): the image's own share of the mixture with its neighbour in the batch."""
+    """(N,): the image's own share of the mixture with the one before it, in the part of the batch that is augmented."""
 
     def part(self, mine: slice) -> Draws:
         """The draws of some of the images."""

@@ -2,7 +2,8 @@
 
 A `Feed` says which images stand in which batch: `InMemory` gathers them by index from one array, `stream.Stream` reads
 them from files. That, and what `augment` does to each image, follows from the seed, the epoch and the step alone: never
-from the number of workers, who each take their own part of a batch, nor from where a run was interrupted.
+from the number of workers, who each take their own part of a batch, nor from where a run was interrupted. Only which
+image another is mixed with by mixup follows from the number of parts, since a worker has its own parts alone.
 """
 
 from __future__ import annotations

@@ -9,8 +9,13 @@ import torch
 __all__ = ["matmul", "wait"]
 
 
-def matmul(dtype: torch.dtype, device: torch.device, *, side: int = 2048, repeats: int = 12) -> float:
+SIDES = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices, by device: only the larger ones keep a GPU busy, and take a CPU a minute."""
+
+
+def matmul(dtype: torch.dtype, device: torch.device, *, side: int | None = None, repeats: int = 12) -> float:
     """FLOP/s of the fastest of several products of square matrices; a product and a sum count as two."""
+    side = side or SIDES[device.type]
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     seconds = []
     for _ in range(repeats):

@@ -243,8 +243,8 @@ def _enough_memory(
         raise SetupError(name, problem, f"Lower {setting}")
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not compute.is_out_of_memory(error):
             raise
         problem = f"{what} on batches of {count} does not fit in memory"
         raise SetupError(name, problem, f"Lower {setting}") from error

@@ -293,7 +293,7 @@ def _validate(
 ) -> tuple[float, float]:
     """Mean loss and accuracy, the same for any number of workers: each takes whole batches, summed in their order."""
     net.eval()
-    height, width, _ = card.image_shape
+    _, height, width, _ = split.images.shape
     count = max(1, min(VALIDATION_BATCH, VALIDATION_PIXELS // (height * width)))
     starts = range(0, len(split.labels), count)
     rows = torch.zeros(len(starts), 3, dtype=torch.float64, device=device)
