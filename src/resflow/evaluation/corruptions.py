@@ -1,4 +1,4 @@
-"""Corruptions of images in the manner of MNIST-C (Mu and Gilmer 2019), for images of any size, grey or in colour.
+"""Corruptions of images in the manner of MNIST-C (Mu and Gilmer 2019), for any size and number of channels.
 
     worse = corrupt(images, "shot_noise", severity=3, seed=0)
 

@@ -18,8 +18,11 @@ PAPER, INK = (255, 255, 255), (32, 32, 32)
 
 
 def enlarged(image: NDArray[np.uint8], side: int) -> Image.Image:
-    """A uint8 image (H, W, C) as large as fits into a square of `side` pixels, its proportions kept."""
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
+    """A uint8 image (H, W, C) as large as fits into a square of `side` pixels, its proportions kept.
+
+    Of more than three channels the first three are shown, as red, green and blue, of two the first, as grey.
+    """
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] < 3 else image[:, :, :3]).convert("RGB")
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     cell = Image.new("RGB", (side, side), PAPER)

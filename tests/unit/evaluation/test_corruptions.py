@@ -17,6 +17,7 @@ GREY: Images = np.zeros((6, 28, 28, 1), np.uint8)
 GREY[:, 4:24, 12:15] = np.linspace(100, 240, 6).astype(np.uint8)[:, None, None, None]
 GREY[:, 20:23, 11:20] = 150
 COLOUR: Images = np.random.default_rng(0).integers(0, 256, (2, 20, 33, 3), dtype=np.uint8)
+FIVE: Images = np.random.default_rng(0).integers(0, 256, (2, 20, 33, 5), dtype=np.uint8)
 
 
 def distance(one: Images, other: Images) -> float:
@@ -24,8 +25,8 @@ def distance(one: Images, other: Images) -> float:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("images", [GREY, COLOUR, COLOUR[:, :5, :9]], ids=["grey", "colour", "tiny"])
-def test_images_of_any_size_keep_shape_and_type_and_the_seed_decides(name: str, images: Images) -> None:
+@pytest.mark.parametrize("images", [GREY, COLOUR, COLOUR[:, :5, :9], FIVE], ids=["grey", "colour", "tiny", "five"])
+def test_images_of_any_size_and_channels_keep_shape_and_type_and_the_seed_decides(name: str, images: Images) -> None:
     before = images.copy()
     first = corrupt(images, name, 5, seed=0)
     assert (first.shape, first.dtype) == (images.shape, np.uint8)

@@ -70,6 +70,15 @@ def test_the_same_model_gives_the_same_bytes_and_nothing_in_them_depends_on_time
     assert set(json.loads((root / "timings/evaluate.json").read_text())) == {"seconds", "images_per_second"}
 
 
+def test_images_of_any_number_of_channels_are_measured_and_drawn(root):
+    channels = 5
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 28, 28, channels), dtype=np.uint8)
+    np.save(root / "data/prepared/test/images.npy", images)
+    store(root, replace(CARD, image_shape=(28, 28, channels), mean=(0.5,) * channels, std=(0.3,) * channels))
+    evaluate.run(root, PARAMS)
+    assert sorted(read(root)) == sorted([*OUTPUTS, "evaluate.json"])
+
+
 def test_without_a_model_it_says_how_to_get_one(root):
     (root / "models/model.safetensors").unlink()
     with pytest.raises(DataError, match="dvc repro"):

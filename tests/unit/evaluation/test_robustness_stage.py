@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def test_tables_and_figures_agree_and_are_the_same_bytes_each_time(root: Path, c
     assert f"pgd at 0.2 {report['pgd']['0.2']['accuracy']:.2%}" in capsys.readouterr().out
     robustness.run(root, settings())
     assert read(root) == first
+
+
+def test_images_of_any_number_of_channels_are_measured_and_drawn(root: Path) -> None:
+    height, width, _ = small.CARD.image_shape
+    card = replace(small.CARD, image_shape=(height, width, 5), mean=(0.5,) * 5, std=(0.3,) * 5)
+    save(root / "models/model.safetensors", card.network().state_dict(), card)
+    images = np.load(root / "data/prepared/test/images.npy")
+    np.save(root / "data/prepared/test/images.npy", images.repeat(5, axis=3))
+    robustness.run(root, settings(downsample=2))
+    assert list(read(root)) == ["robustness.json", *OUTPUTS]
 
 
 def test_more_restarts_find_no_less(root: Path) -> None:
