@@ -40,6 +40,7 @@ def predict(
     """Classify images: class, probability, and the three most probable classes.
 
     Dark strokes on a light ground are inverted, since the networks learnt light on dark; the output says where.
+    A model of 2 or 4 channels takes pictures with transparency.
     """
     from resflow.evaluation import pictures
 

@@ -3,14 +3,15 @@
 A network of one channel gets an MNIST-like image: light ink on a dark ground, the ink's bounding box fitted into 20/28
 of the side and its centre of mass in the middle (LeCun et al. 1998, "Gradient-based learning applied to document
 recognition", section III.A, and the notes to the MNIST files). An image that already has the network's size is not
-moved. A network of colours gets the whole picture, fitted and centred. Running the network is `predict`.
+moved. A network of colours gets the whole picture, fitted and centred; one of two or four channels gets transparency
+as the last of them. Running the network is `predict`.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ __all__ = ["Picture", "check", "read"]
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Others are left out because Pillow runs other programs for some of them."""
 WORKING_SIDE = 512
-"""Larger pictures are first reduced to this many pixels a side, which bounds time and memory."""
+"""Ink is looked for in at most so many pixels a side, or `FINER` times the network's: it bounds time and memory."""
+FINER = 4
+"""Ink over a quarter of the picture's side then still has more pixels than the network takes."""
 INK_BOX = 20 / 28
 FLAT = 8
 """Contrast, of 255, below which there is nothing to see."""
@@ -48,15 +51,19 @@ class Picture(NamedTuple):
 
 
 def read(path: Path, shape: tuple[int, int, int]) -> Picture:
-    """Read an image file for a network of images `shape` (H, W, C). Raises `ImageError`."""
+    """Read an image file for a network of images `shape` (H, W, C), C from 1 to 4. Raises `ImageError`."""
     image = _open(path)
     height, width, channels = shape
     if channels != 1:
-        return Picture(_fitted(image, (height, width)), inverted=False, centred=False)
-    grey = _grey(image)
+        return Picture(_fitted(_coloured(path, image, channels), (height, width)), inverted=False, centred=False)
+    exact = image.size == (width, height)
+    if not exact:
+        # before the background is decided, with alpha taken into account by Pillow
+        image.thumbnail((max(WORKING_SIDE, FINER * max(height, width)),) * 2, Image.Resampling.BOX)
+    grey = _grey(_opaque(image))
     ground = _ground(grey)
     inverted = _dark_on_light(path, grey, ground)
-    if image.size == (width, height):
+    if exact:
         pixels, centred = 255 - grey if inverted else grey, False
     else:
         ink = (ground - grey if inverted else grey - ground).clip(0, 255)
@@ -99,16 +106,12 @@ def _refuse_bomb(path: Path, image: Image.Image) -> None:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB, at most WORKING_SIDE a side, without transparency."""
+    """The image in mode L or RGB, or RGBA where it has transparency."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    # reduced before the background is decided, with alpha taken into account by Pillow
-    image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-    return _opaque(image) if image.mode == "RGBA" else image
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -121,13 +124,29 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Lay a transparent image over white, or over black where what is drawn is itself light."""
-    pixels = np.asarray(image).astype(np.float64)
+    """Lay a transparent image over white, or over black where what is drawn is itself light; leave others."""
+    if image.mode != "RGBA":
+        return image
+    # few pixels are enough to decide by; numbers of 64 bits for all of them would take gigabytes
+    pixels = np.asarray(image.reduce(max(1, max(image.size) // WORKING_SIDE))).astype(np.float64)
     alpha = pixels[:, :, 3]
     light = (pixels[:, :, :3].mean(axis=2) * alpha).sum() > 128 * alpha.sum()
     # a picture that is opaque nearly everywhere has a background of its own
     ground = Image.new("RGBA", image.size, (0, 0, 0, 255) if light and alpha.mean() < 128 else (255, 255, 255, 255))
     return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def _coloured(path: Path, image: Image.Image, channels: int) -> Image.Image:
+    """The image in the mode whose bands are the network's `channels`, of which there is more than one."""
+    if channels == 3:
+        return _opaque(image).convert("RGB")
+    if channels > 4:
+        problem = f"cannot hold the {channels} channels that the model takes: pictures have at most 4"
+        raise ImageError(str(path), problem, "Give arrays to resflow.evaluation.inference.logits, in Python")
+    if image.mode != "RGBA":
+        problem = f"has no transparency, which is the last of the {channels} channels that the model takes"
+        raise ImageError(str(path), problem, "Give a PNG with an alpha channel")
+    return image.convert("LA" if channels == 2 else "RGBA")
 
 
 def _grey(image: Image.Image) -> Grey:
@@ -243,11 +262,12 @@ def _placed(ink: Grey, size: tuple[int, int]) -> Grey:
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The whole picture in colour, its proportions kept, centred on the median colour of its border."""
-    colour = image.convert("RGB")
-    if colour.size == (size[1], size[0]):
-        return np.asarray(colour)
-    pixels: NDArray[Any] = np.asarray(colour)
-    frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    """The whole picture in its mode, its proportions kept, centred on the median colour of its border."""
+    if image.size == (size[1], size[0]):
+        return np.asarray(image)
+    # cut out of the picture, which as an array would take as much memory again
+    right, low = image.size
+    edges = [(0, 0, right, 1), (0, low - 1, right, low), (0, 0, 1, low), (right - 1, 0, right, low)]
+    frame = np.concatenate([np.asarray(image.crop(edge)).reshape(-1, len(image.getbands())) for edge in edges])
     ground = tuple(int(level) for level in np.median(frame, axis=0))
-    return np.asarray(ImageOps.pad(colour, (size[1], size[0]), Image.Resampling.BICUBIC, color=ground))
+    return np.asarray(ImageOps.pad(image, (size[1], size[0]), Image.Resampling.BICUBIC, color=ground))

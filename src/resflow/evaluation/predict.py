@@ -39,7 +39,8 @@ class Prediction:
 def predict(paths: Sequence[Path], model: Path, top: int = 3) -> list[Prediction]:
     """Classify image files, in their order; `top` classes each, at most as many as there are.
 
-    Raises `ImageError` for the first file that cannot be read as an image, `DataError` for a model that cannot.
+    Raises `ImageError` for the first file that cannot be read as an image of the model's channels, `DataError` for a
+    model that cannot be read.
     """
     if not paths:
         return []

@@ -137,6 +137,66 @@ def test_a_network_of_colours_gets_the_whole_picture_neither_inverted_nor_cut(re
     assert (picture.inverted, picture.centred) == (False, False)
 
 
+@pytest.mark.parametrize(("mode", "channels"), [("LA", 2), ("RGBA", 4)])
+def test_a_network_of_two_or_four_channels_gets_transparency_as_the_last(read, mode, channels):
+    values = np.random.default_rng(0).integers(0, 256, (30, 20, channels), dtype=np.uint8)
+    assert np.array_equal(read(Image.fromarray(values), shape=(30, 20, channels)).pixels, values)
+    picture = read(Image.new(mode, (200, 100), (90,) * channels), shape=(32, 32, channels))
+    assert np.abs(picture.pixels.astype(int) - 90).max() <= 1  # colours are weighted by transparency when resized
+    assert (picture.inverted, picture.centred) == (False, False)
+
+
+def test_grey_with_transparency_is_a_colour_of_its_own_and_colour_is_grey_to_a_network_of_two_channels(read):
+    grey = read(Image.new("LA", (8, 8), (90, 40)), shape=(8, 8, 4))
+    colour = read(Image.new("RGBA", (8, 8), (90, 90, 90, 40)), shape=(8, 8, 2))
+    assert grey.pixels[0, 0].tolist() == [90, 90, 90, 40]
+    assert colour.pixels[0, 0].tolist() == [90, 40]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 2), ("RGB", 2), ("L", 4), ("RGB", 4), ("CMYK", 4)])
+def test_a_picture_without_transparency_is_refused_by_a_network_that_takes_it(read, mode, channels):
+    with pytest.raises(ImageError, match=rf"image.tif: has no transparency, .* {channels} channels.*alpha channel"):
+        read(Image.new(mode, (8, 8)), "image.tif", shape=(8, 8, channels))
+
+
+def test_that_no_picture_has_as_many_channels_as_the_network_takes_is_said(read):
+    with pytest.raises(ImageError, match=r"image.png: cannot hold the 5 channels .*inference.logits"):
+        read(Image.new("RGBA", (8, 8)), shape=(8, 8, 5))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_large_image_of_the_right_size_is_not_touched(read, channels):
+    values = np.zeros((700, 600, channels), np.uint8)
+    values[100:600, 200:400] = np.random.default_rng(0).integers(1, 256, (500, 200, channels))
+    image = Image.fromarray(values[:, :, 0] if channels == 1 else values)
+    assert np.array_equal(read(image, shape=values.shape).pixels, values)
+
+
+def test_a_picture_that_is_reduced_does_not_count_as_one_of_the_right_size(read):
+    assert read(seven((1024, 1024)), shape=(512, 512, 1)).centred
+
+
+def test_a_large_picture_is_fitted_from_all_of_its_pixels(read):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 900, 3), dtype=np.uint8))
+    image.paste((9, 99, 199), (0, 0, 900, 20))
+    fitted = read(image, shape=(600, 600, 3)).pixels[:, 75:525]
+    assert np.array_equal(fitted, np.asarray(image.resize((450, 600), Image.Resampling.BICUBIC)))
+
+
+def test_a_large_transparent_picture_lies_on_its_ground_with_all_of_its_pixels(read):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 4), dtype=np.uint8))
+    white = Image.new("RGBA", image.size, "white")
+    expected = Image.alpha_composite(white, image).convert("RGB")
+    assert np.array_equal(read(image, shape=(600, 600, 3)).pixels, np.asarray(expected))
+
+
+def test_ink_for_a_network_of_large_images_keeps_what_is_fine(read):
+    values = np.zeros((1120, 1120), np.uint8)
+    values[160:960, 160:960] = 255 * (np.arange(800) // 4 % 2 == 0)  # two pixels each, once they are half as large
+    ink = read(Image.fromarray(values), shape=(560, 560, 1)).pixels[200:360, 200:360, 0]
+    assert np.mean((ink < 16) | (ink > 239)) > 0.9
+
+
 def test_a_large_image_is_read_at_once(read):
     assert difference(read(seven((4000, 4000))), read(seven((500, 500)))) < 2
 
