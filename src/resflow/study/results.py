@@ -22,13 +22,13 @@ from resflow import compute
 from resflow.data import arrays
 from resflow.errors import DataError
 from resflow.evaluation import inference, metrics
-from resflow.files import csv_bytes, write_together
+from resflow.files import csv_bytes, sha256, write_together
 from resflow.nets import file as model_file
 from resflow.study import budget, trial
 from resflow.study.canvas import blank, png
 from resflow.study.front import first_front, fronts
 from resflow.study.plan import Plan, allowed, finals_of, known, objectives
-from resflow.study.record import checked
+from resflow.study.record import checked, digest
 from resflow.study.trial import Status, Training
 
 __all__ = ["COLUMNS", "FILE", "ends", "load", "measured", "rows", "save"]
@@ -94,6 +94,8 @@ class Report(BaseModel):
     space: dict[str, Any]
     budgets: dict[str, float | None]
     epochs: dict[str, int]
+    test_split: str = ""
+    """Hash of the arrays that the test accuracies are of; none in reports that were written without it."""
     front: list[Found]
     trials: list[Tried]
 
@@ -101,9 +103,13 @@ class Report(BaseModel):
 def measured(plan: Plan, chosen: Sequence[Training], earlier: dict[str, Any] | None) -> dict[str, Any]:
     """The report on the chosen points, whose trainings are done: each is measured on the test split, once.
 
-    What `earlier`, a report of before, has of the same trainings is taken from there. The most accurate comes first.
+    What `earlier`, a report of before, has of the same trainings on the same test split is taken from there. The most
+    accurate comes first. Raises `DataError`.
     """
     runs = {record.name: record for record in trial.read(plan.finals)}
+    test_split = _test_split(plan)  # which no training reads, so that their names do not tell it
+    if earlier and earlier.get("test_split") != test_split:
+        earlier = None
     before = {name: accuracy for point in (earlier or {}).get("front", []) for name, accuracy in point["runs"].items()}
     cards = {record.name: plan.job(record.point).card for record in chosen}
     # again, now that nothing else computes
@@ -121,6 +127,7 @@ def measured(plan: Plan, chosen: Sequence[Training], earlier: dict[str, Any] | N
         "space": search.model_dump(mode="json")["space"],
         "budgets": search.model_dump(include={"max_parameters", "max_macs", "max_latency_ms", "max_seconds"}),
         "epochs": {"trials": search.epochs, "final": plan.params.train.epochs},
+        "test_split": test_split,
         "front": points,
         "trials": _trials(plan),
     }
@@ -154,6 +161,12 @@ def _spread(values: list[float]) -> dict[str, Any]:
         "std": statistics.stdev(values) if len(values) > 1 else None,
         "n": len(values),
     }
+
+
+def _test_split(plan: Plan) -> str:
+    """One name for the test split, by its content."""
+    paths = (path(plan.base.arrays.folder, "test") for path in (arrays.images_path, arrays.labels_path))
+    return digest([sha256(path) for path in paths])
 
 
 def _test(plan: Plan, name: str) -> float:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from resflow.data import arrays
+from resflow.files import write_together
 from resflow.stages import runs
+from resflow.stages.train import job_of
 from resflow.study import plan as plans
 from resflow.training.checkpoint import LocalFolder
 from resflow.training.remote import Bucket
-from tests.unit.study.searched import SPACE, plan, record
+from tests.unit.study.searched import POINT, SPACE, plan, record
+from tests.unit.training.small import CARD
 
 
 def test_trials_are_found_again_and_only_the_rest_is_left(tmp_path: Path) -> None:
@@ -38,6 +44,22 @@ def test_another_space_longer_trials_or_other_data_begin_anew(tmp_path: Path) ->
     assert plans.known(plan(tmp_path, epochs=3)) == []
     other = replace(of.base, arrays=replace(of.base.arrays, digests={"train/images.npy": "0"}))
     assert plans.known(replace(of, base=other)) == []
+
+
+def test_a_training_is_known_by_the_splits_that_it_reads(tmp_path: Path) -> None:
+    """Which the stage `train` tells, whose job is the base of a search."""
+    of = plan(tmp_path / "data")  # its arrays lie where the stage looks for them
+    sheet = {"image_shape": CARD.image_shape, "classes": CARD.classes, "mean": CARD.mean, "std": CARD.std}
+    (tmp_path / "data/datasheet.json").write_text(json.dumps(sheet))
+
+    def name_after(changed: str) -> str:
+        path = arrays.labels_path(of.base.arrays.folder, changed)
+        write_together({path: arrays.writer(1 - np.load(path) % 2)})
+        return replace(of, base=job_of(tmp_path, of.params)).job(POINT).name
+
+    first = name_after("train")
+    assert name_after("test") == first
+    assert name_after("validation") != first
 
 
 def test_a_training_is_done_by_one_search_at_a_time_until_that_leaves_it_or_ends(tmp_path: Path) -> None:

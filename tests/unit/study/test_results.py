@@ -1,4 +1,4 @@
-"""What a search found: seeds in sum, the test split touched once a training, files that say it."""
+"""What a search found: seeds in sum, each test split touched once a training, files that say it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 
 from resflow.data import arrays
 from resflow.errors import DataError
+from resflow.files import write_together
 from resflow.nets import file as model_file
 from resflow.study import plan as plans
 from resflow.study import results
 from resflow.study.plan import Plan
 from tests.unit.study.searched import plan, record
+from tests.unit.training.small import VALIDATION
 
 
 def finished(root: Path) -> Plan:
@@ -42,14 +44,38 @@ def test_points_of_the_front_have_mean_and_deviation_over_their_seeds(tmp_path: 
     assert [one["rank"] for one in report["trials"]] == [1, 1, 2]
 
 
-def test_the_test_split_is_touched_once_for_each_training(tmp_path: Path) -> None:
+def test_test_accuracies_are_kept_until_the_test_split_changes(tmp_path: Path) -> None:
     of = finished(tmp_path)
     report = results.measured(of, plans.front(of), None)
+    for point in report["front"]:
+        point["runs"] = dict.fromkeys(point["runs"], 2.0)  # which no measurement gives
+    results.save(tmp_path, report)
+    kept = results.measured(of, plans.front(of), results.load(tmp_path))
+    assert [point["test"]["mean"] for point in kept["front"]] == [2.0, 2.0]
+
+    labels = arrays.labels_path(of.base.arrays.folder, "test")
+    write_together({labels: arrays.writer((VALIDATION.labels + 1) % 3)})
+    anew = results.measured(of, plans.front(of), results.load(tmp_path))
+    assert all(point["test"]["mean"] <= 1 for point in anew["front"])
+    assert [{*point["runs"]} for point in anew["front"]] == [{*point["runs"]} for point in kept["front"]]
+
+
+def test_accuracies_on_a_test_split_that_nobody_noted_are_not_kept(tmp_path: Path) -> None:
+    of = finished(tmp_path)
+    report = results.measured(of, plans.front(of), None)
+    del report["test_split"]
+    for point in report["front"]:
+        point["runs"] = dict.fromkeys(point["runs"], 2.0)
+    results.save(tmp_path, report)
+    anew = results.measured(of, plans.front(of), results.load(tmp_path))
+    assert all(point["test"]["mean"] <= 1 for point in anew["front"])
+
+
+def test_a_test_split_that_is_missing_is_told(tmp_path: Path) -> None:
+    of = finished(tmp_path)
     for path in (arrays.images_path, arrays.labels_path):
         path(of.base.arrays.folder, "test").unlink()
-    again = results.measured(of, plans.front(of), report)
-    assert [point["test"] for point in again["front"]] == [point["test"] for point in report["front"]]
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"test/images\.npy: is missing"):
         results.measured(of, plans.front(of), None)
 
 
