@@ -35,9 +35,19 @@ def test_welch_is_a_probability_and_the_same_both_ways(one: list[float], other: 
     assert welch(sample(other), sample(one)) == pytest.approx(p)
 
 
-def test_samples_without_any_spread_are_equal_or_not() -> None:
-    assert welch(sample([0.5, 0.5]), sample([0.5, 0.5])) == 1
-    assert welch(sample([0.5, 0.5]), sample([0.25, 0.25])) == 0
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.7, 1 / 3, 0.028000000000000025])
+def test_samples_that_hold_one_value_alone_do_not_differ(value: float) -> None:
+    """However often: the sum of three floats of 0.1, divided by three, is more than 0.1."""
+    for count, others in ((2, 2), (2, 3), (3, 7), (5, 6)):
+        assert welch(sample([value] * count), sample([value] * others)) == 1
+
+
+def test_samples_without_any_spread_are_told_apart_by_how_many_they_are() -> None:
+    """There are 20 ways to deal six values out to two samples of three; one parts them, and one the other way round."""
+    assert welch(sample([0.5] * 3), sample([0.25] * 3)) == pytest.approx(2 / 20)
+    assert welch(sample([0.5] * 2), sample([0.25] * 2)) == pytest.approx(2 / 6)
+    assert welch(sample([0.5] * 5), sample([0.25] * 3)) == pytest.approx(2 / 56)
+    assert words(welch(sample([0.5] * 2), sample([0.25] * 2))).startswith("within the noise")
 
 
 def test_one_run_tells_nothing() -> None:
