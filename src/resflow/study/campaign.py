@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def study(
         return write_report(folder, experiments, Records(folder / RESULTS), command)
     with alone(folder / ".lock", "runs a study into this folder", wait=0):
         records = Records(folder / RESULTS)
-        given, data = ground(root / PREPARED, root / SHEET), data_digest(root / PREPARED)
-        Campaign(experiments, records, given, data).run(say)
+        given = ground(root / PREPARED, root / SHEET)
+        Campaign(experiments, records, given, data_digest(root / PREPARED, given)).run(say)
         return write_report(folder, experiments, records, command)
 
 
@@ -90,13 +91,18 @@ class Campaign:
             check(trial, given)
 
     def key(self, trial: Trial) -> str:
-        """Of its result: a speed is one of this machine, with this GPU."""
-        place = machine("torch", device=trial.train["device"]) if trial.kind != "train" else ""
-        return digest([code(CODE[trial.kind]), self._data, trial.asked, place])
+        """Of its result: errors are those of a release of torch, a speed is one of this machine, with this GPU."""
+        if trial.kind == "train":
+            # without `+cpu` or `+cu126`: another build of a release rounds otherwise, as does another processor or GPU,
+            # which are not in the key either; another release may change what an optimiser or a layer does
+            made_by = f"torch {version('torch').partition('+')[0]}"
+        else:
+            made_by = machine("torch", device=trial.train["device"])
+        return digest([code(CODE[trial.kind]), self._data, trial.asked, made_by])
 
     @property
     def pending(self) -> list[Trial]:
-        """Those without a result of this code and data, in the order in which they run."""
+        """Those without a result of this code, torch and data, in the order in which they run."""
         return [trial for trial in self._trials if not self._records.done(self.key(trial))]
 
     def run(self, say: Callable[[str], None]) -> None:
@@ -180,10 +186,13 @@ def ground(prepared: Path, described: Path) -> Ground:
 _SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 
 
-def data_digest(prepared: Path) -> str:
-    """One name for the prepared arrays, by their content."""
+def data_digest(prepared: Path, given: Ground) -> str:
+    """One name for the prepared arrays, by their content, and for what their sheet says that trials use.
+
+    The sheet counts by itself: other names, a mean or a deviation can be told of the same arrays.
+    """
     paths = [path(prepared, split) for split in arrays.SPLITS for path in (arrays.images_path, arrays.labels_path)]
-    return digest([sha256(path) for path in paths])
+    return digest([*(sha256(path) for path in paths), given.classes, given.mean, given.std])
 
 
 def _all(experiment: Experiment) -> Iterator[Trial]:

@@ -3,8 +3,9 @@
     records = Records(path)
     records.add(Record(...))     # the file is replaced as a whole, so that a kill leaves the old or the new one
 
-A trial is done when its key is there: the hash of code, parameters and data. A report takes the newest result of the
-same parameters on the data that was studied last, whatever code made it, and says which. Running trials is `campaign`.
+A trial is done when its key is there: the hash of code, torch, parameters and data. A report takes the newest result of
+the same parameters on the data that was studied last, whatever code and torch made it, and says which. Running trials
+is `campaign`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Record:
     code: str
     """Hash of the modules that made it."""
     data: str
-    """Hash of the prepared arrays."""
+    """Hash of the prepared arrays, and of what their sheet says."""
     asked: dict[str, Any]
     """`Trial.asked`."""
     result: dict[str, Any]

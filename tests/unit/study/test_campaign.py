@@ -17,10 +17,12 @@ import resflow
 from resflow.data.arrays import Split
 from resflow.errors import DataError, NetError, TrainingError
 from resflow.processes import alone
-from resflow.study.campaign import CODE, Campaign, study
+from resflow.study.campaign import CODE, SHEET, Campaign, study
 from resflow.study.experiments import OFF, Experiment, plan
 from resflow.study.measurement import Ground, perform
 from resflow.study.record import Record, Records
+from resflow.study.report import write_report
+from tests.unit.study import searched
 from tests.unit.study.conftest import SIZES, STUDY
 from tests.unit.training.small import CARD, TRAINING, VALIDATION, settings, split
 
@@ -81,6 +83,54 @@ def test_a_speed_is_one_of_this_gpu_and_an_error_one_of_its_device(
     on_cpu = campaign(records, "").pending
     assert len(on_cpu) == len(records)
     assert {trial.train["device"] for trial in on_cpu} == {"cpu"}
+
+
+def test_what_the_data_sheet_says_is_part_of_a_trial_as_the_images_are(
+    experiments: tuple[Experiment, ...], tmp_path: Path
+) -> None:
+    searched.plan(tmp_path / "data")  # writes its arrays where a study looks for them
+    one = Experiment(**{**vars(experiments[0]), "points": experiments[0].points[:1]})
+
+    def recorded(**changed: Any) -> str:
+        """What a study says that it has, before it runs the rest."""
+        sheet = {"image_shape": CARD.image_shape, "classes": CARD.classes, "mean": CARD.mean, "std": CARD.std}
+        (tmp_path / SHEET).write_text(json.dumps(sheet | changed))
+        said: list[str] = []
+        study(tmp_path, tmp_path / "study", [one], ["resflow", "study"], report_only=False, say=said.append)
+        return said[0]
+
+    assert recorded() == "2 trials, 0 of which are recorded"
+    assert recorded() == "2 trials, 2 of which are recorded"
+    for changed in ({"classes": ["a", "b", "c", "d"]}, {"mean": [0.4]}, {"std": [0.2]}):
+        assert recorded(**changed) == "2 trials, 0 of which are recorded"
+
+
+def install_torch(place: Path, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this version of torch be installed, as far as packages tell."""
+    said = place / version / f"torch-{version}.dist-info"
+    said.mkdir(parents=True)
+    (said / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(str(said.parent))
+
+
+def test_another_release_of_torch_trains_anew_and_the_page_names_those_it_has(
+    experiments: tuple[Experiment, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth = Experiment(**{**vars(experiments[0]), "points": experiments[0].points[:2]})
+    first = Experiment(**{**vars(depth), "points": depth.points[:1]})
+    records = Records(tmp_path / "results.jsonl")
+    install_torch(tmp_path, "9.8.0+cpu", monkeypatch)
+    Campaign([depth], records, GROUND, "data").run(lambda line: None)
+    install_torch(tmp_path, "9.8.0+cu126", monkeypatch)  # the same release, built for GPUs
+    assert Campaign([depth], records, GROUND, "data").pending == []
+
+    install_torch(tmp_path, "9.9.0+cpu", monkeypatch)
+    assert len(Campaign([depth], records, GROUND, "data").pending) == 4
+    Campaign([first], records, GROUND, "data").run(lambda line: None)
+    assert len(Campaign([depth], records, GROUND, "data").pending) == 2
+    page = write_report(tmp_path, [depth], records, ["resflow", "study"]).read_text()
+    assert "torch 9.8.0+cpu</li>" in page
+    assert "torch 9.9.0+cpu</li>" in page
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
