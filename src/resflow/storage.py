@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from resflow import files as disk
-from resflow.errors import StoreError, StoreUnavailable
+from resflow.errors import SetupError, StoreError, StoreUnavailable
 
 __all__ = [
     "MANIFEST",
@@ -361,7 +361,11 @@ def _parsed(content: bytes | None, url: str) -> dict[str, Any]:
 
 
 def pull(endpoint: Endpoint, bucket: str, prefix: str, to: Path) -> list[Path]:
-    """Copy a bundle and its manifest into the folder `to`, each file verified; all of them or none."""
+    """Copy a bundle and its manifest into the folder `to`, each file verified; all of them or none.
+
+    Of files that are there already, only those that an earlier pull left are replaced by others. Raises `StoreError`,
+    `SetupError`.
+    """
     prefix = prefix.strip("/")
     s3, url = client(endpoint), f"s3://{bucket}/{prefix}/"
     content = _manifest(s3, bucket, prefix)
@@ -410,10 +414,34 @@ def _moved(beside: Path, to: Path, names: list[str]) -> list[Path]:
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         beside.rename(to)
     else:
+        _refuse_to_overwrite(beside, to, names)
         for name in names:  # the manifest is the last
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             (beside / name).replace(to / name)
     return [to / name for name in names]
+
+
+def _refuse_to_overwrite(beside: Path, to: Path, names: list[str]) -> None:
+    """Pass where each file in the way has the same content, or is still as an earlier pull left it."""
+    pulled = _pulled(to)
+    there = [name for name in names if os.path.lexists(to / name)]
+    foreign = [
+        name for name in there if disk.sha256(to / name) not in {disk.sha256(beside / name), pulled.get(name, "")}
+    ]
+    if foreign:
+        problem = f"files that no pull has put there would be overwritten: {', '.join(sorted(foreign))}"
+        raise SetupError(str(to), problem, "Pull into another folder (`--to`), or move them away")
+
+
+def _pulled(to: Path) -> dict[str, str]:
+    """Names and SHA-256 of what an earlier pull left in the folder, its manifest too; empty where none did."""
+    try:
+        content = (to / MANIFEST).read_bytes()
+        entries = _parsed(content, f"{to}/")["files"]
+    except (OSError, StoreError):  # a manifest.json of something else is the user's
+        return {}
+    own = {MANIFEST: hashlib.sha256(content).hexdigest()} if entries else {}
+    return own | {name: str(entry["sha256"]) for name, entry in entries.items()}
 
 
 def download(url: str, to: Path, endpoint: Endpoint | None = None) -> None:

@@ -74,6 +74,14 @@ def test_a_version_is_found_and_fetched_from_another_clone(released: Project, tm
     other.run("resflow", "models", "pull", f"{NAME}@prod", "--to", str(tmp_path / "bundle"))
     assert (tmp_path / "bundle" / Path(MODEL).name).read_bytes() == wanted
 
+    other.edit(train__lr=0.05)
+    edited = (other.root / "params.yaml").read_bytes()
+    refused = other.run("resflow", "models", "pull", f"{NAME}@prod", "--to", ".", code=1).err
+    assert refused.startswith("error: .: files that no pull has put there would be overwritten: params.yaml. ")
+    assert refused.count("\n") == 1
+    assert (other.root / "params.yaml").read_bytes() == edited
+    assert other.git("status", "--porcelain") == "M params.yaml"
+
 
 def test_a_clone_that_does_not_know_the_store_is_told_how_to(released: Project, tmp_path: Path) -> None:
     """Also one that has a store of its own, which holds nothing of the version."""

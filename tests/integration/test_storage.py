@@ -136,18 +136,57 @@ def test_a_published_bundle_is_never_replaced_by_other_content(endpoint: Endpoin
 
 
 def test_a_pull_into_a_folder_with_other_files_leaves_those(endpoint: Endpoint, prefix: str, tmp_path: Path) -> None:
-    storage.publish(endpoint, BUCKET, prefix, {"a": b"new", "b/c": b"c"}, EXTRA)
-    (tmp_path / "a").write_bytes(b"old")
+    storage.publish(endpoint, BUCKET, prefix, {"a": b"a", "b/c": b"c"}, EXTRA)
+    (tmp_path / "a").write_bytes(b"a")
     (tmp_path / "mine").write_bytes(b"mine")
 
-    storage.pull(endpoint, BUCKET, prefix, tmp_path)
+    for _ in range(2):
+        storage.pull(endpoint, BUCKET, prefix, tmp_path)
 
-    assert {**everything_in(tmp_path), "manifest.json": b""} == {
-        "a": b"new",
-        "b/c": b"c",
-        "manifest.json": b"",
-        "mine": b"mine",
-    }
+        assert {**everything_in(tmp_path), "manifest.json": b""} == {
+            "a": b"a",
+            "b/c": b"c",
+            "manifest.json": b"",
+            "mine": b"mine",
+        }
+
+
+def test_a_pull_overwrites_nothing_that_no_pull_has_put_there(endpoint: Endpoint, prefix: str, tmp_path: Path) -> None:
+    storage.publish(endpoint, BUCKET, prefix, {"a": b"new", "b/c": b"c", "d": b"d", "params.yaml": b"new"}, EXTRA)
+    folder = tmp_path / "to"
+    (folder / "d").mkdir(parents=True)
+    for name in ("d/mine", "params.yaml", "manifest.json"):
+        (folder / name).write_bytes(b'{"files": {}}')
+    before = everything_in(tmp_path)
+
+    with pytest.raises(
+        SetupError, match=r"to: files that no pull .*: d, manifest\.json, params\.yaml\. Pull into another folder"
+    ):
+        storage.pull(endpoint, BUCKET, prefix, folder)
+
+    assert everything_in(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["to"]
+
+
+def test_a_pulled_folder_is_brought_to_another_version_unless_it_was_edited(
+    endpoint: Endpoint, prefix: str, tmp_path: Path
+) -> None:
+    first, second = {"a": b"first", "b": b"same"}, {"a": b"second", "b": b"same"}
+    for version, files in (("v1", first), ("v2", second)):
+        storage.publish(endpoint, BUCKET, f"{prefix}/{version}", files, {"version": version})
+    (tmp_path / "mine").write_bytes(b"mine")
+
+    for version, files in (("v1", first), ("v2", second), ("v1", first)):
+        storage.pull(endpoint, BUCKET, f"{prefix}/{version}", tmp_path)
+        found = everything_in(tmp_path)
+        assert json.loads(found.pop("manifest.json"))["version"] == version
+        assert found == {**files, "mine": b"mine"}
+
+    (tmp_path / "a").write_bytes(b"edited")
+    before = everything_in(tmp_path)
+    with pytest.raises(SetupError, match=r": a\. Pull into another folder"):
+        storage.pull(endpoint, BUCKET, f"{prefix}/v2", tmp_path)
+    assert everything_in(tmp_path) == before
 
 
 @pytest.mark.parametrize("spoil", ["changed", "truncated", "missing"])

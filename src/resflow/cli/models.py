@@ -114,7 +114,11 @@ def pull(
     reference: Reference,
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the bundle; made where it is missing.")],
 ) -> None:
-    """Download a published bundle and verify each file against its manifest. Starts the embedded store if need be."""
+    """Download a published bundle and verify each file against its manifest. Starts the embedded store if need be.
+
+    A folder that was pulled into before is brought to this version. Files that no pull has put there are never
+    overwritten: where one is in the way, nothing is written.
+    """
     from resflow import registry
 
     root = project()
