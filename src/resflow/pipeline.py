@@ -135,7 +135,9 @@ def worktree(root: Path, commit: str, params_text: str) -> Iterator[Path]:
     """A second work tree of `commit` with its own params.yaml, sharing DVC's cache; removed at the end.
 
     Experiments run there, so that the user's files stay as they are. That of a killed process is removed by the next.
+    Raises `StageError`.
     """
+    cache = _cache(root)
     folder = root / ".resflow" / "worktrees" / f"{os.getpid()}-{time.time_ns()}"
     with _worktree_kept(root, folder):
         _git(root, "worktree", "add", "--quiet", "--detach", str(folder), commit)
@@ -143,10 +145,19 @@ def worktree(root: Path, commit: str, params_text: str) -> Iterator[Path]:
         local = root / ".dvc" / "config.local"
         if local.is_file():
             shutil.copy(local, folder / ".dvc" / "config.local")
-        _dvc(folder, ["cache", "dir", "--local", str(root / ".dvc" / "cache")], lambda line: None, None)
+        _dvc(folder, ["cache", "dir", "--local", cache], lambda line: None, None)
         # what the last run made, else every stage with an output that DVC does not cache would run again
         _dvc(folder, ["checkout", "--quiet", "--allow-missing"], lambda line: None, None)
         yield folder
+
+
+def _cache(root: Path) -> str:
+    """Where DVC keeps what stages made: .dvc/cache, or what any of the user's settings of DVC names instead."""
+    code, lines = _dvc(root, ["cache", "dir"], lambda line: None, None)
+    folders = [line for line in lines if Path(line).is_absolute()]  # DVC may warn of something else around it
+    if code or not folders:
+        raise StageError("dvc cache dir", _complaint(lines) or "it named no folder", "Mend that and run again")
+    return folders[-1]
 
 
 @contextmanager

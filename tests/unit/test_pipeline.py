@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,32 @@ def test_a_dvc_lock_that_could_not_be_written_to_its_end_is_put_back_though_it_c
         fail()
     assert lock.read_text() == before
     assert list((tmp_path / ".resflow").iterdir()) == []
+
+
+@pytest.mark.parametrize("level", ["--local", "--global"])
+def test_a_work_tree_shares_the_cache_that_the_user_has_set(
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
+    root, large = tmp_path / "project", tmp_path / "large"
+    root.mkdir()
+    write(root, {"a": {"cmd": "echo made > out", "outs": ["out"]}})
+    command(root, "git", "init", "-q")
+    command(root, "dvc", "init", "-q")
+    command(root, "dvc", "cache", "dir", level, "../large" if level == "--local" else str(large))
+    pipeline.run_stage(root, "a", lambda line: None)
+    command(root, "git", "add", "-A")
+    command(root, "git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", "commit", "-qm", "Start")
+
+    with pipeline.worktree(root, "HEAD", "") as folder:
+        assert (folder / "out").read_text() == "made\n"
+
+    assert large.is_dir()
+    assert not (root / ".dvc" / "cache").exists()
+
+
+def command(root: Path, *words: str) -> None:
+    subprocess.run(words, cwd=root, env=pipeline.environment(), check=True, capture_output=True)
 
 
 def small_repository(root: Path, command: str, lock: str | None) -> Path:
