@@ -54,9 +54,10 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
 
 def _release(root: Path, settings: Params, endpoint: store.Endpoint) -> Release:
     """Visible last: data, then the bundle, then the stage `prod`."""
-    acts.gate(root, settings.gate)
+    ran = acts.what_ran(root)
+    acts.gate(root, ran, settings.gate)
     storage.ensure_bucket(endpoint, settings.store.bucket)
-    registered = acts.register(root)
+    registered = acts.register(root, ran)
     pushed = acts.push(root, endpoint)
     published = acts.publish(root, endpoint, settings.store.bucket, registered.version)
     promoted = settings.registry.auto_promote and acts.promote(root, registered.version)

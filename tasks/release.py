@@ -6,8 +6,10 @@ Each is idempotent and keyed by what is in dvc.lock, so that a run killed anywhe
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,13 +19,13 @@ from resflow.errors import GateError, RegistryError
 from resflow.evaluation.gate import Verdict, judge
 from resflow.params import Gate
 from resflow.pipeline import Pushed
-from resflow.registry import Version
+from resflow.registry import Snapshot, Version
 from resflow.stages.paths import METRICS, MODEL, PLOTS, SHEET
 from resflow.storage import Published
 from resflow.store import Endpoint
 from tasks.stages import can_help, log
 
-__all__ = ["Registered", "gate", "promote", "publish", "push", "register"]
+__all__ = ["Registered", "bundle", "gate", "promote", "publish", "push", "register", "what_ran"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +37,24 @@ class Registered:
     """The name it was made under where git has none; None where the version was there already."""
 
 
+def what_ran(root: Path) -> Version | Snapshot:
+    """The version that the work tree holds, or else a commit to be one: what is judged, registered and published.
+
+    From here on nothing that another command writes counts. Raises `RegistryError` where one has come between stages.
+    """
+    ran = registry.find(root, registry.artifact(root).name) or registry.snapshot(root, pipeline.recorded_files(root))
+    bundle(root, ran.commit)
+    return ran
+
+
 @task(task_run_name="gate", cache_policy=NO_CACHE)
-def gate(root: Path, limits: Gate) -> Verdict:
+def gate(root: Path, ran: Version | Snapshot, limits: Gate) -> Verdict:
     """Hold the metrics against the limits and against production. Raises `GateError`."""
-    name = registry.artifact(root).name
-    metrics = json.loads((root / METRICS / "evaluate.json").read_text())
-    production = registry.production(root, name)
+    production = registry.production(root, registry.artifact(root).name)
     theirs = None
-    if production and not _is_current(root, production):
-        theirs = json.loads(registry.read(root, production.commit, f"{METRICS}/evaluate.json"))
-    verdict = judge(metrics, theirs, limits)
+    if production and not (isinstance(ran, Version) and ran.version == production.version):
+        theirs = _evaluation(root, production.commit)
+    verdict = judge(_evaluation(root, ran.commit), theirs, limits)
     if not verdict.passed:
         mend = "Nothing was registered. Improve the model, or change `gate` in params.yaml knowingly"
         raise GateError("gate", verdict.text, mend)
@@ -53,18 +63,15 @@ def gate(root: Path, limits: Gate) -> Verdict:
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
-def register(root: Path) -> Registered:
+def register(root: Path, ran: Version | Snapshot) -> Registered:
     """Make what ran a version, unless it is one. Raises `RegistryError`."""
-    name = registry.artifact(root).name
-    known = registry.find(root, name)
-    if known:
-        log(f"{name}@{known.version} holds exactly this already: nothing to register")
-        return Registered(version=known, identity=None)
-    snapshot = registry.snapshot(root, pipeline.recorded_files(root))
-    accuracy = json.loads((root / METRICS / "evaluate.json").read_text())["accuracy"]
-    version = registry.register(root, name, snapshot, f"test accuracy {accuracy:.2%}")
-    log(f"registered {name}@{version.version} at commit {version.commit[:12]}")
-    return Registered(version=version, identity=snapshot.identity)
+    if isinstance(ran, Version):
+        log(f"{ran} holds exactly this already: nothing to register")
+        return Registered(version=ran, identity=None)
+    name, accuracy = registry.artifact(root).name, _evaluation(root, ran.commit)["accuracy"]
+    version = registry.register(root, name, ran, f"test accuracy {accuracy:.2%}")
+    log(f"registered {version} at commit {version.commit[:12]}")
+    return Registered(version=version, identity=ran.identity)
 
 
 @task(task_run_name="push", retries=2, retry_delay_seconds=2, retry_condition_fn=can_help, cache_policy=NO_CACHE)
@@ -75,10 +82,13 @@ def push(root: Path, endpoint: Endpoint) -> Pushed:
 
 @task(task_run_name="publish", retries=2, retry_delay_seconds=2, retry_condition_fn=can_help, cache_policy=NO_CACHE)
 def publish(root: Path, endpoint: Endpoint, bucket: str, version: Version) -> Published:
-    """Send the bundle of `version` to the store; its manifest, last, makes it visible. Raises `StoreError`."""
+    """Send the bundle of `version` to the store; its manifest, last, makes it visible. Raises `StoreError`.
+
+    Raises `RegistryError` where the model is another one by now.
+    """
     prefix = f"models/{version.name}/{version.version}"
     extra = {"name": version.name, "version": version.version, "commit": version.commit}
-    published = storage.publish(endpoint, bucket, prefix, _bundle(root, version), extra)
+    published = storage.publish(endpoint, bucket, prefix, bundle(root, version.commit), extra)
     log(f"published {published.url}" if published.created else f"{published.url} is there already: nothing to upload")
     return published
 
@@ -89,19 +99,28 @@ def promote(root: Path, version: Version) -> bool:
     return registry.promote(root, version.name, version.version)
 
 
-def _is_current(root: Path, version: Version) -> bool:
-    known = registry.find(root, version.name)
-    return known is not None and known.version == version.version
+def bundle(root: Path, commit: str) -> dict[str, bytes]:
+    """What is published of a commit: files that it holds, whatever became of them since, and the model, as a file.
 
-
-def _bundle(root: Path, version: Version) -> dict[str, Path | bytes]:
-    """Everything from the version's commit, so that it is what ran even if a file was edited since."""
+    All are held against the hashes in that commit's dvc.lock, and returned as contents: a file could be swapped between
+    this and its upload. Raises `RegistryError` where something else has come into the place of what ran.
+    """
     names = [Path("params.yaml"), Path("dvc.lock"), SHEET]
     names += [path.relative_to(root) for folder in (METRICS, PLOTS) for path in sorted((root / folder).rglob("*.*"))]
-    bundle: dict[str, Path | bytes] = {MODEL.name: root / MODEL}
-    for name in names:
-        try:
-            bundle[name.name if name == SHEET else str(name)] = registry.read(root, version.commit, str(name))
-        except RegistryError:
-            continue  # a file of the user's own among the plots
-    return bundle
+    contents: dict[str, bytes] = {}
+    for name in map(str, names):
+        with suppress(RegistryError):  # a file of the user's own among the plots
+            contents[name] = registry.read(root, commit, name)
+    with suppress(OSError):  # another command that trains has removed it, which is told below
+        contents[str(MODEL)] = (root / MODEL).read_bytes()
+    definition, lock = (registry.read(root, commit, name) for name in ("dvc.yaml", "dvc.lock"))
+    wrong = pipeline.differing(definition, lock, contents, [str(place) for place in (MODEL, SHEET, METRICS, PLOTS)])
+    if wrong:
+        problem = f"not what dvc.lock of commit {commit[:12]} names: another command has changed it since that ran"
+        raise RegistryError(", ".join(wrong), problem, "Run `resflow run` again, and no `dvc repro` beside it")
+    flat = {str(path): path.name for path in (MODEL, SHEET)}
+    return {flat.get(name, name): content for name, content in contents.items()}
+
+
+def _evaluation(root: Path, commit: str) -> dict[str, Any]:
+    return dict(json.loads(registry.read(root, commit, f"{METRICS}/evaluate.json")))

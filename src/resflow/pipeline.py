@@ -6,6 +6,8 @@ once. What a stage does is `resflow.stages`; what happens with its results is `t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +33,7 @@ from resflow.processes import die_with_parent
 __all__ = [
     "Pushed",
     "StageRun",
+    "differing",
     "environment",
     "find_root",
     "push",
@@ -46,6 +49,8 @@ ADVICE = re.compile(
 )
 """What DVC tells with each stage to who works by hand; resflow itself commits and pushes what ran. That all is up to
 date is said of each stage in turn, and is not true of those to come."""
+OUTPUTS = ("outs", "metrics", "plots")
+"""Where dvc.yaml names what a stage writes; dvc.lock has it all as `outs`."""
 STOP_SECONDS = 15.0
 """A stage ends within a second or two of SIGTERM, on a cluster in three."""
 
@@ -80,7 +85,7 @@ def find_root(start: Path) -> Path:
 def stage_names(root: Path) -> list[str]:
     """The stages of dvc.yaml, each after those whose outputs it depends on."""
     stages = _declared(root)
-    makers = {path: name for name, stage in stages.items() for path in _paths(stage, "outs", "metrics", "plots")}
+    makers = {path: name for name, stage in stages.items() for path in _paths(stage, *OUTPUTS)}
 
     def makers_of(dep: str) -> list[str]:
         above = (dep, *map(str, PurePosixPath(dep).parents))  # a stage may depend on a part of another's output
@@ -95,8 +100,41 @@ def stage_names(root: Path) -> list[str]:
 def recorded_files(root: Path) -> list[str]:
     """What a commit must hold beside tracked files to be what ran: definition, parameters, code and small outputs."""
     stages = _declared(root).values()
-    named = {path for stage in stages for path in _paths(stage, "deps", "outs", "metrics", "plots")}
+    named = {path for stage in stages for path in _paths(stage, "deps", *OUTPUTS)}
     return sorted({"dvc.yaml", "dvc.lock", "params.yaml", *named})
+
+
+def differing(definition: bytes, lock: bytes, contents: Mapping[str, bytes], places: Sequence[str]) -> list[str]:
+    """Stages' inputs and outputs at or below `places` whose `contents` are not what the stages read and wrote.
+
+    That is, whose hash is not the one that `lock`, the text of a dvc.lock, has wherever it names them; `definition` is
+    that of the dvc.yaml beside it. A lock that was caught half written names nothing, or too little.
+    """
+    stages = yaml.safe_load(definition)["stages"]
+    try:
+        ran = dict(yaml.safe_load(lock)["stages"])
+        entries = [entry for name in stages for key in ("deps", "outs") for entry in ran.get(name, {}).get(key, [])]
+        recorded = [(entry["path"], entry["md5"]) for entry in entries]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        recorded = []
+    hashes: dict[str, set[str]] = {path: set() for one in stages.values() for path in _paths(one, *OUTPUTS)}
+    for path, digest in recorded:
+        hashes.setdefault(path, set()).add(digest)
+    looked_at = [path for path in hashes if any(PurePosixPath(path).is_relative_to(place) for place in places)]
+    return sorted(path for path in looked_at if hashes[path] != {_digest(path, contents)})
+
+
+def _digest(path: str, contents: Mapping[str, bytes]) -> str:
+    """DVC's hash of a file, or of the folder with all that lies below it."""
+
+    def md5(content: bytes) -> str:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    if path in contents:
+        return md5(contents[path])
+    below = sorted(name for name in contents if name.startswith(f"{path}/"))
+    files = [{"md5": md5(contents[name]), "relpath": name.removeprefix(f"{path}/")} for name in below]
+    return md5(json.dumps(files).encode()) + ".dir"  # the text that DVC keeps of a folder
 
 
 def run_stage(root: Path, name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageRun:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from resflow import store
+from resflow import pipeline, registry, store
+from resflow.errors import RegistryError
+from tasks import release
 from tests.conftest import stop_store
 
 if TYPE_CHECKING:
@@ -170,6 +172,42 @@ def stored(project: Project) -> list[tuple[str, str]]:
     s3 = storage.client(store.endpoint(project.root))
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket="resflow")
     return [(entry["Key"], str(entry["LastModified"])) for page in pages for entry in page.get("Contents", [])]
+
+
+def test_what_another_command_changes_during_a_run_is_not_released_and_the_next_run_mends_it(copied: Project) -> None:
+    tags, declared = copied.git("for-each-ref", "refs/tags"), (copied.root / "dvc.yaml").read_text()
+    model, command = (copied.root / MODEL).read_bytes(), "cmd: exec resflow stage robustness"
+    # as a `dvc repro train` beside it does, in the instant in which the last stage has read the model
+    swap = f"cmd: resflow stage robustness && printf another > {MODEL}"
+    (copied.root / "dvc.yaml").write_text(declared.replace(command, swap))
+    refused = copied.run("resflow", "run", code=1)
+    assert refused.err.startswith(f"error: {MODEL}: not what dvc.lock ")
+    assert "Run `resflow run` again" in refused.err
+    assert refused.err.count("\n") == 1
+    assert "test accuracy" not in refused.out
+    assert copied.git("for-each-ref", "refs/tags") == tags
+
+    (copied.root / "dvc.yaml").write_text(declared)
+    assert "registered before, nothing new" in copied.run("resflow", "run").out
+    assert (copied.root / MODEL).read_bytes() == model
+
+
+def test_a_bundle_is_what_dvc_lock_of_the_versions_commit_names_or_refused(copied: Project) -> None:
+    commit = copied.git("rev-parse", f"{NAME}@{FIRST}^{{commit}}")
+    made = release.bundle(copied.root, commit)
+    assert {"model.safetensors", "params.yaml", "dvc.lock", "datasheet.json", "metrics/evaluate.json"} < made.keys()
+    assert made["model.safetensors"] == (copied.root / MODEL).read_bytes()
+
+    # what git holds is taken from the commit, whatever became of it since
+    (copied.root / "metrics/evaluate.json").write_text("{}")
+    (copied.root / "plots/mine.png").write_bytes(b"mine")
+    assert release.bundle(copied.root, commit) == made
+    with pytest.raises(RegistryError, match=r"^metrics/evaluate\.json: not what dvc\.lock "):
+        release.bundle(copied.root, registry.snapshot(copied.root, pipeline.recorded_files(copied.root)).commit)
+    for spoil in (lambda: (copied.root / MODEL).write_bytes(b"another"), (copied.root / MODEL).unlink):
+        spoil()
+        with pytest.raises(RegistryError, match=rf"^{MODEL}: not what dvc\.lock of commit {commit[:12]} names"):
+            release.bundle(copied.root, commit)
 
 
 def test_without_a_git_repository_nothing_is_trained_and_the_error_is_one_line(copied: Project) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -130,13 +132,45 @@ def test_a_work_tree_shares_the_cache_that_the_user_has_set(
     assert not (root / ".dvc" / "cache").exists()
 
 
+def test_contents_are_held_against_the_hashes_that_dvc_recorded(tmp_path: Path) -> None:
+    make = "mkdir -p plots/b && echo 1 > plots/b/ü.csv && echo 2 > plots/b.csv && echo 3 > plots/a && echo 4 > model"
+    stages = {
+        "train": {"cmd": make, "outs": ["model", {"plots": {"cache": False}}]},
+        "test": {"cmd": "true", "deps": ["model"]},
+    }
+    small_repository(tmp_path, stages, None)
+    for name in stages:
+        pipeline.run_stage(tmp_path, name, lambda line: None)
+    definition, lock = ((tmp_path / name).read_bytes() for name in ("dvc.yaml", "dvc.lock"))
+    contents = {"model": b"4\n", "plots/a": b"3\n", "plots/b.csv": b"2\n", "plots/b/ü.csv": b"1\n", "mine": b""}
+
+    def differing(contents: dict[str, bytes], lock: bytes = lock) -> list[str]:
+        return pipeline.differing(definition, lock, contents, ["model", "plots", "mine"])
+
+    assert differing(contents) == []
+    assert differing({**contents, "model": b"5\n"}) == ["model"]
+    assert differing({**contents, "plots/a": b"5\n"}) == ["plots"]
+    assert differing({name: content for name, content in contents.items() if name != "plots/b/ü.csv"}) == ["plots"]
+    assert differing({}) == ["model", "plots"]
+    # the model was made anew, and what read it was not run again
+    first, second = (md5(text).hexdigest().encode() for text in (b"4\n", b"5\n"))
+    assert lock.count(first) == 2
+    trained = lock.replace(first, second, 1)
+    assert differing(contents, trained) == ["model"]
+    assert differing({**contents, "model": b"5\n"}, trained) == ["model"]
+    # DVC writes it in place
+    assert differing(contents, b"") == ["model", "plots"]
+    assert differing(contents, lock[: lock.index(b"    outs:")]) == ["model", "plots"]
+    assert differing(contents, lock[: lock.index(b"md5: ") + 2]) == ["model", "plots"]
+
+
 def command(root: Path, *words: str) -> None:
     subprocess.run(words, cwd=root, env=pipeline.environment(), check=True, capture_output=True)
 
 
-def small_repository(root: Path, command: str, lock: str | None) -> Path:
-    """One stage, of a command; returns the path of its dvc.lock."""
-    write(root, {"a": {"cmd": command}})
+def small_repository(root: Path, stages: str | dict[str, Any], lock: str | None) -> Path:
+    """Some stages, or one, of a command; returns the path of its dvc.lock."""
+    write(root, {"a": {"cmd": stages}} if isinstance(stages, str) else stages)
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
     if lock is not None:
