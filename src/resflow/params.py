@@ -213,7 +213,8 @@ class Net(Section):
     activation: Literal["relu", "leaky_relu", "silu", "gelu", "mish"] | None
     """After each norm."""
     norm: Literal["batch", "group", "none"] | None
-    """`group` normalises 16 channels together; `none` needs `init` `fixup` or `skipinit`."""
+    """`group` normalises 16 channels together, or somewhat more where that does not divide; `none` needs `init` `fixup`
+    or `skipinit`."""
     init: Literal["he", "zero_norm", "orthogonal", "fixup", "skipinit"] | None
     """How weights start: `he` by fan-out, `zero_norm` with the last norm of each block at zero as well."""
     pool: Literal["average", "max"] | None

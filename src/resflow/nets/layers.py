@@ -5,7 +5,6 @@ How they stand together is `blocks`; what their weights start as is `initial`.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["BlurPool", "Layers", "Scale", "Shift", "ShiftedConv2d", "SqueezeExcitation", "StochasticDepth"]
 
 GROUP = 16
-"""Channels normalised together: Wu and He 2018, table 3, best but for 32 groups, of which few channels have enough."""
+"""Channels normalised together, at least: Wu and He 2018, table 3, best but for 32 groups, of which few channels have
+enough. Far fewer lose what tells images apart: a channel by itself is 0 once there is one pixel left of it."""
 
 
 class Layers:
@@ -38,7 +38,8 @@ class Layers:
         if self._structure.norm == "batch":
             return nn.BatchNorm2d(channels)
         if self._structure.norm == "group":
-            return nn.GroupNorm(channels // math.gcd(channels, GROUP), channels)
+            most = max(1, channels // GROUP)
+            return nn.GroupNorm(max(count for count in range(1, most + 1) if channels % count == 0), channels)
         return Shift() if self._structure.init == "fixup" else nn.Identity()
 
     def activation(self) -> nn.Module:

@@ -71,7 +71,8 @@ class Structure:
     activation: Literal["relu", "leaky_relu", "silu", "gelu", "mish"] = "relu"
     """`leaky_relu` has slope 0.01 below zero; `gelu` is exact."""
     norm: Literal["batch", "group", "none"] = "batch"
-    """`group` normalises 16 channels together (Wu and He 2018, table 3); `none` needs `init` fixup or skipinit."""
+    """`group` normalises 16 channels together or, where that does not divide, somewhat more (Wu and He 2018, table 3);
+    `none` needs `init` fixup or skipinit."""
     init: Literal["he", "zero_norm", "orthogonal", "fixup", "skipinit"] = "he"
     """`he` is normal by fan-out (He et al. 2015, equation 14); `zero_norm` is that with the last norm's scale of each
     block at zero (Goyal et al. 2017, section 5.1); `orthogonal` is that of Saxe et al. 2014; `fixup` (Zhang et al.
