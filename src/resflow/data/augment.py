@@ -33,10 +33,8 @@ class Batch(NamedTuple):
 
     images: Tensor
     """float32 (N, C, H, W), channels-last, normalised."""
-    labels: Tensor
-    """int64 (N,)."""
     targets: Tensor
-    """What the loss compares with: `labels`, or with mixup probabilities, float32 (N, K)."""
+    """What the loss compares with: labels, int64 (N,), or with mixup probabilities, float32 (N, K)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +124,12 @@ def augment(
     if draws.erase is not None:
         images = images.masked_fill_(_inside(moved(draws.erase), images.shape), 0.0)
     if draws.mix is None:
-        return Batch(images, labels, labels)
+        return Batch(images, labels)
     share = moved(draws.mix)
     one_hot = F.one_hot(labels, classes).float()
     targets = share[:, None] * one_hot + (1 - share[:, None]) * one_hot.roll(1, 0)
     share = share[:, None, None, None]
-    return Batch(share * images + (1 - share) * images.roll(1, 0), labels, targets)
+    return Batch(share * images + (1 - share) * images.roll(1, 0), targets)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

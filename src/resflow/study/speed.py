@@ -124,7 +124,7 @@ class _Step:
         train = train.model_copy(update=NEUTRAL)
         net = card.network().to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         labels = torch.arange(train.batch_size, device=device) % len(card.classes)
-        self._batch = Batch(_images(card, train.batch_size, device), labels, labels)
+        self._batch = Batch(_images(card, train.batch_size, device), labels)
         self._compute = gradients(net, train, seed=0, rank=0, world=1)
         self._optimizer = optimizers.make(net, train)
 

@@ -35,6 +35,7 @@ class Adversary:
 
     def __init__(self, card: ModelCard, train: Train, *, seed: int, total: int) -> None:
         self._settings, self._precision, self._seed = train.adversarial, train.precision, seed
+        self._pieces = train.accumulate
         self._mean, self._std = card.mean, card.std
         self._rising = train.adversarial.warmup_fraction * total
 
@@ -43,13 +44,20 @@ class Adversary:
         return self._settings.epsilon * min(1.0, (step + 1) / max(1.0, self._rising))
 
     def against(self, net: nn.Module, get: Callable[[int, int], Batch], step: int) -> Callable[[int, int], Batch]:
-        """Gives the same parts of a batch as `get`, attacked; a part's bits do not depend on who asks for it."""
+        """Gives the same parts of a batch as `get`, attacked; a part's bits do not depend on who asks for it.
+
+        It is attacked in the pieces that `train.accumulate` has it learnt in, each with its own batch statistics.
+        """
 
         def attacked(part: int, parts: int) -> Batch:
-            batch = get(part, parts)
+            batch, epsilon = get(part, parts), self.epsilon(step)
+            pieces = zip(batch.images.chunk(self._pieces), batch.targets.chunk(self._pieces), strict=True)
             with _still(net):
-                images = self._worse(net, batch.images, batch.targets, self.epsilon(step), (step, part, TRAINING))
-            return batch._replace(images=images)
+                worse = [
+                    self._worse(net, images, targets, epsilon, (step, part, TRAINING, piece))
+                    for piece, (images, targets) in enumerate(pieces)
+                ]
+            return batch._replace(images=torch.cat(worse))
 
         return attacked
 

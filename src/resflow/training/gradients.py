@@ -207,7 +207,7 @@ def _backward(net: nn.Module, batch: Batch, train: Train) -> Tensor:
     """Add the mean gradient of `batch` to `.grad`, in `train.accumulate` pieces; returns what is reported, float64."""
     pieces = zip(*(part.chunk(train.accumulate) for part in batch), strict=True)
     total = torch.zeros(3, dtype=torch.float64, device=batch.images.device)
-    for number, (images, labels, targets) in enumerate(pieces, 1):
+    for number, (images, targets) in enumerate(pieces, 1):
         is_last = number == train.accumulate
         several = net if isinstance(net, nn.parallel.DistributedDataParallel) else None
         with several.no_sync() if several and not is_last else nullcontext():
@@ -216,8 +216,9 @@ def _backward(net: nn.Module, batch: Batch, train: Train) -> Tensor:
             logits = logits.float()
             loss = F.cross_entropy(logits, targets, label_smoothing=train.label_smoothing)
             (loss / train.accumulate if train.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
-        correct = (logits.argmax(1) == labels).sum()
-        count = torch.full_like(correct, len(labels), dtype=torch.float64)
+        truth = targets if targets.ndim == 1 else targets.argmax(1)  # of a mixture, what there is most of
+        correct = (logits.argmax(1) == truth).sum()
+        count = torch.full_like(correct, len(truth), dtype=torch.float64)
         total += torch.stack([loss.detach() * count, correct.double(), count])
     return total
 

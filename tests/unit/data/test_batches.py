@@ -32,7 +32,7 @@ def epoch(made: Batches, number: int) -> list[Batch]:
 
 
 def labels(made: list[Batch]) -> list[int]:
-    return [int(label) for batch in made for label in batch.labels]
+    return [int(label) for batch in made for label in batch.targets]
 
 
 def test_pixels_are_normalised_channel_by_channel_and_channels_last() -> None:
@@ -61,7 +61,7 @@ def test_the_order_is_that_of_the_seed() -> None:
 
 def test_an_image_comes_with_its_own_label_and_as_it_is() -> None:
     for batch in epoch(batches(), 2):
-        assert torch.equal(batch.images, batch.labels[:, None, None, None].expand(16, 1, 2, 2).float())
+        assert torch.equal(batch.images, batch.targets[:, None, None, None].expand(16, 1, 2, 2).float())
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -71,19 +71,19 @@ def test_the_parts_of_a_batch_together_are_the_batch(parts: int) -> None:
     for number, step in ((0, 0), (1, 3)):
         whole = made.get(number, step)
         pieces = [made.get(number, step, part, parts) for part in range(parts)]
-        assert torch.equal(torch.cat([piece.labels for piece in pieces]), whole.labels)
+        assert torch.equal(torch.cat([piece.targets for piece in pieces]), whole.targets)
         assert torch.allclose(torch.cat([piece.images for piece in pieces]), whole.images, atol=1e-3)
 
 
 def test_a_part_mixes_its_own_images_in_the_shares_drawn_for_them() -> None:
-    made = batches(mixup=0.3)
+    made, numbers = batches(mixup=0.3), batches().get(0, 1).targets
     whole = made.get(0, 1)
     for part in range(4):
         mine = slice(4 * part, 4 * part + 4)
-        own = whole.targets[torch.arange(16), whole.labels][mine]
+        own = whole.targets[torch.arange(16), numbers][mine]
         piece = made.get(0, 1, part, 4)
-        assert torch.equal(piece.targets[torch.arange(4), piece.labels], own)
-        assert set(piece.targets.nonzero()[:, 1].tolist()) == set(piece.labels.tolist())
+        assert torch.equal(piece.targets[torch.arange(4), numbers[mine]], own)
+        assert set(piece.targets.nonzero()[:, 1].tolist()) == set(numbers[mine].tolist())
 
 
 def test_a_batch_is_the_same_whatever_was_asked_for_before() -> None:
@@ -106,9 +106,9 @@ def test_the_draws_of_a_batch_are_not_made_from_the_numbers_that_order_the_epoch
     def stream() -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([5, 2]))
 
-    first = batches(mixup=0.5).get(2, 0)
-    assert first.labels.tolist() == stream().permutation(70)[:16].tolist()
-    shares = first.targets[torch.arange(16), first.labels]
+    numbers = batches().get(2, 0).targets
+    assert numbers.tolist() == stream().permutation(70)[:16].tolist()
+    shares = batches(mixup=0.5).get(2, 0).targets[torch.arange(16), numbers]
     assert not np.allclose(shares, stream().beta(0.5, 0.5, 16))
 
 

@@ -66,6 +66,25 @@ def test_a_shard_is_attacked_alike_whichever_shards_were_computed_before_it() ->
     assert not torch.equal(get(1, 4).images, alone)
 
 
+def test_accumulated_pieces_are_attacked_as_they_are_learnt_each_by_its_own_statistics() -> None:
+    loop.prepare_torch(0, 1)
+    net = create("resnet8_avg", in_channels=1, num_classes=3).train()
+    passed: list[int] = []
+    net.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    train = hardened(accumulate=4, adversarial={"steps": 3, "warmup_fraction": 0.0})
+    batches = Batches(TRAINING, train, mean=CARD.mean, std=CARD.std, classes=3, seed=0, device=CPU)
+    whole = Adversary(CARD, train, seed=0, total=1).against(net, partial(batches.get, 0, 0), 0)(0, 1)
+    piece = train.batch_size // 4
+    assert set(passed) == {piece}, "else accumulating would save no memory"
+    assert whole.images.is_contiguous(memory_format=torch.channels_last)
+
+    def first(part: int, parts: int) -> Batch:
+        return Batch(*(tensor[:piece] for tensor in batches.get(0, 0)))
+
+    alone = Adversary(CARD, hardened(adversarial={"steps": 3, "warmup_fraction": 0.0}), seed=0, total=1)
+    assert torch.equal(whole.images[:piece], alone.against(net, first, 0)(0, 1).images)
+
+
 def test_what_is_validated_is_the_network_under_the_full_attack() -> None:
     hard = run(hardened(adversarial={"epsilon": 0.4, "steps": 5}, epochs=1, lr=1e-6))
     easy = run(settings(epochs=1, lr=1e-6))
