@@ -22,7 +22,8 @@ from resflow.errors import SetupError
 __all__ = ["csv_bytes", "explained", "json_bytes", "partial", "sha256", "write", "write_together"]
 
 DIGITS = 6
-"""Decimal places of floats in JSON and CSV: more would be noise, and fewer would hide differences."""
+"""Decimal places of floats in JSON and CSV, or significant digits of those below 1, such as a learning rate: more would
+be noise, and fewer would hide differences."""
 
 MENDS = {
     errno.ENOSPC: "Free disk space there and run again",
@@ -81,7 +82,7 @@ def sha256(path: Path) -> str | None:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, DIGITS)
+        return float(f"{value:.{DIGITS}g}") if abs(value) < 1 else round(value, DIGITS)
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -38,6 +38,12 @@ def test_json_is_rounded_readable_and_ends_with_a_newline() -> None:
     assert "é".encode() in content
 
 
+def test_small_numbers_keep_their_digits() -> None:
+    """A learning rate of 1e-5 falls to far less."""
+    rates = [1e-5, 4.512345678e-7, -2.72e-10, 0.0, 1234.56789]
+    assert json.loads(json_bytes(rates)) == [1e-5, 4.51235e-7, -2.72e-10, 0.0, 1234.56789]
+
+
 def test_json_refuses_what_is_not_a_number() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_bytes({"loss": float("nan")})

@@ -20,6 +20,7 @@ __all__ = [
     "confusion",
     "expected_calibration_error",
     "log_softmax",
+    "macro_f1",
     "negative_log_likelihood",
     "per_class",
     "softmax",
@@ -88,6 +89,12 @@ def per_class(matrix: NDArray[np.int64]) -> PerClass:
         f1=_ratio(2 * hits, predicted + actual),
         support=actual.astype(np.int64),
     )
+
+
+def macro_f1(matrix: NDArray[np.int64]) -> float:
+    """Mean F1 over the classes that occur in a confusion matrix, as truth or as answer: others have none (0/0)."""
+    occurs = matrix.sum(axis=0) + matrix.sum(axis=1) > 0
+    return float(per_class(matrix).f1[occurs].mean())
 
 
 def negative_log_likelihood(logits: Floats, labels: Labels) -> float:

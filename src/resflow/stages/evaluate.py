@@ -61,7 +61,7 @@ def _report(logits: NDArray[np.float32], test: Split, card: ModelCard, settings:
         "count": len(test.labels),
         "nll": metrics.negative_log_likelihood(logits, test.labels),
         "ece": metrics.expected_calibration_error(probabilities, test.labels, settings.calibration_bins),
-        "macro_f1": float(each.f1.mean()),
+        "macro_f1": metrics.macro_f1(matrix),
         "classes": {
             name: dict(zip(each._fields, row, strict=True)) for name, row in zip(card.classes, rows, strict=True)
         },

@@ -109,6 +109,14 @@ def test_f1_is_the_harmonic_mean_of_precision_and_recall(pair):
     assert np.allclose(each.f1, mean)
 
 
+def test_macro_f1_is_that_of_the_classes_that_occur():
+    """A data set whose labels start at 1 has a class 0 of which nobody has seen an image."""
+    never_seen = np.array([[0, 0, 0], [0, 5, 0], [0, 0, 4]])
+    assert metrics.macro_f1(never_seen) == 1
+    answered_alone = np.array([[0, 0, 0], [1, 4, 0], [0, 0, 4]])
+    assert metrics.macro_f1(answered_alone) == pytest.approx((0 + 8 / 9 + 1) / 3)
+
+
 @given(answers(), st.integers(1, 20))
 def test_calibration_counts_every_image_and_its_error_is_a_fraction(pair, bins):
     probabilities = metrics.softmax(pair[0])
