@@ -39,7 +39,8 @@ def predict(
 ) -> None:
     """Classify images: class, probability, and the three most probable classes.
 
-    Dark strokes on a light ground are inverted, since the networks learnt light on dark; the output says where.
+    Dark strokes on a light ground are inverted where the network learnt light on dark, and the reverse; the output says
+    so.
     A model of 2 or 4 channels takes pictures with transparency.
     """
     from resflow.evaluation import pictures
@@ -56,7 +57,7 @@ def predict(
     rows = []
     for one in predictions:
         top = ", ".join(f"{label} {probability:.1%}" for label, probability in one.top)
-        note = "inverted: dark on light" if one.inverted else ""
+        note = "inverted" if one.inverted else ""
         rows.append((str(one.path), one.label, f"{one.probability:.1%}", top, note))
     terminal.table(rows, "image", "class", "probability", "top 3", "note")
 

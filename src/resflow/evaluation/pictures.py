@@ -1,10 +1,10 @@
 """Turn an image file from anywhere into what a network was trained on.
 
-A network of one channel gets an MNIST-like image: light ink on a dark ground, the ink's bounding box fitted into 20/28
-of the side and its centre of mass in the middle (LeCun et al. 1998, "Gradient-based learning applied to document
-recognition", section III.A, and the notes to the MNIST files). An image that already has the network's size is not
-moved. A network of colours gets the whole picture, fitted and centred; one of two or four channels gets transparency
-as the last of them. Running the network is `predict`.
+A network of one channel gets an MNIST-like image: light ink on a dark ground, or dark ink on a light one where it has
+learnt that, the ink's bounding box fitted into 20/28 of the side and its centre of mass in the middle (LeCun et al.
+1998, "Gradient-based learning applied to document recognition", section III.A, and the notes to the MNIST files). An
+image that already has the network's size is not moved. A network of colours gets the whole picture, fitted and centred;
+one of two or four channels gets transparency as the last of them. Running the network is `predict`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,16 @@ class Picture(NamedTuple):
     pixels: NDArray[np.uint8]
     """(H, W, C)."""
     inverted: bool
-    """It was dark on light and was turned over."""
+    """It was dark on light and was turned over, or light on dark where the network has learnt dark on light."""
     centred: bool
     """It was cut to its ink, resized and centred."""
 
 
-def read(path: Path, shape: tuple[int, int, int]) -> Picture:
-    """Read an image file for a network of images `shape` (H, W, C), C from 1 to 4. Raises `ImageError`."""
+def read(path: Path, shape: tuple[int, int, int], *, dark_ink: bool = False) -> Picture:
+    """Read an image file for a network of images `shape` (H, W, C), C from 1 to 4; one of C = 1 may want `dark_ink`.
+
+    Raises `ImageError`.
+    """
     image = _open(path)
     height, width, channels = shape
     if channels != 1:
@@ -62,13 +65,15 @@ def read(path: Path, shape: tuple[int, int, int]) -> Picture:
         image.thumbnail((max(WORKING_SIDE, FINER * max(height, width)),) * 2, Image.Resampling.BOX)
     grey = _grey(_opaque(image))
     ground = _ground(grey)
-    inverted = _dark_on_light(path, grey, ground)
+    is_dark = _dark_on_light(path, grey, ground)
+    inverted = is_dark != dark_ink
     if exact:
-        pixels, centred = 255 - grey if inverted else grey, False
+        pixels = 255 - grey if inverted else grey
     else:
-        ink = (ground - grey if inverted else grey - ground).clip(0, 255)
-        pixels, centred = _centred(_cleaned(ink), (height, width)), True
-    return Picture(np.rint(pixels).clip(0, 255).astype(np.uint8)[:, :, None], inverted, centred)
+        ink = (ground - grey if is_dark else grey - ground).clip(0, 255)
+        pixels = _centred(_cleaned(ink), (height, width))
+        pixels = 255 - pixels if dark_ink else pixels
+    return Picture(np.rint(pixels).clip(0, 255).astype(np.uint8)[:, :, None], inverted, centred=not exact)
 
 
 def check(path: Path) -> None:

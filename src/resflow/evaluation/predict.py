@@ -31,7 +31,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     """The likeliest classes and their probabilities, the first first."""
     inverted: bool
-    """The image was dark on light and was turned over first."""
+    """The image was turned over first: dark on light, where the network has learnt light on dark, or the reverse."""
     centred: bool
     """The image had another size than the model's: it was cut to its ink, resized and centred first."""
 
@@ -45,7 +45,8 @@ def predict(paths: Sequence[Path], model: Path, top: int = 3) -> list[Prediction
     if not paths:
         return []
     net, card = file.load(model)
-    read = [pictures.read(path, card.image_shape) for path in paths]
+    dark_ink = card.mean[0] > 0.5  # the ground takes most of an image
+    read = [pictures.read(path, card.image_shape, dark_ink=dark_ink) for path in paths]
     logits = inference.logits(net, np.stack([picture.pixels for picture in read]), card, BATCH)
     answers = []
     for path, picture, row in zip(paths, read, metrics.softmax(logits), strict=True):

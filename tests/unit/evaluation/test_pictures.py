@@ -23,9 +23,9 @@ def seven(size=(28, 28), box=(8, 4, 20, 24)):
 
 @pytest.fixture
 def read(tmp_path):
-    def read(image, name="image.png", shape=SHAPE, **options):
+    def read(image, name="image.png", shape=SHAPE, *, dark_ink=False, **options):
         image.save(tmp_path / name, **options)
-        return pictures.read(tmp_path / name, shape)
+        return pictures.read(tmp_path / name, shape, dark_ink=dark_ink)
 
     return read
 
@@ -49,6 +49,16 @@ def test_dark_on_light_is_inverted_and_said(read):
     picture = read(dark)
     assert np.array_equal(picture.pixels, pixels(seven()))
     assert (picture.inverted, picture.centred) == (True, False)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (280, 280)])
+def test_dark_ink_is_light_ink_turned_over(read, size):
+    light, dark = seven(size), Image.fromarray(255 - np.asarray(seven(size)))
+    wanted = 255 - read(light).pixels.astype(int)
+    for image, inverted in ((light, True), (dark, False)):
+        picture = read(image, dark_ink=True)
+        assert np.abs(picture.pixels - wanted).max() <= 1
+        assert picture.inverted == inverted
 
 
 @pytest.mark.parametrize("size", [(280, 280), (56, 56), (700, 700), (32, 32), (20, 20)])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,22 @@ def test_top_is_sorted_and_no_longer_than_asked_for_or_than_there_are_classes(mo
     assert [len(predict(images[:1], model, top=top)[0].top) for top in (1, 2, 3, 10)] == [1, 2, 3, 3]
     shares = [share for _, share in predict(images[:1], model)[0].top]
     assert shares == sorted(shares, reverse=True)
+
+
+def test_a_network_that_learnt_dark_on_light_is_given_that(images, tmp_path):
+    torch.manual_seed(0)
+    card = dataclasses.replace(CARD, mean=(0.87,))
+    save(tmp_path / "dark.safetensors", card.network().state_dict(), card)
+    net, _ = load(tmp_path / "dark.safetensors")
+    light = [np.asarray(Image.open(path))[:, :, None] for path in images]
+    expected = metrics.softmax(inference.logits(net, 255 - np.stack(light), card, 10))
+    dark = [path.with_suffix(".dark.png") for path in images]
+    for path, pixels in zip(dark, light, strict=True):
+        Image.fromarray(255 - pixels[:, :, 0]).save(path)
+    for paths, inverted in ((dark, False), (images, True)):
+        for answer, row in zip(predict(paths, tmp_path / "dark.safetensors"), expected, strict=True):
+            assert dict(answer.top) == pytest.approx(dict(zip(CARD.classes, row, strict=True)))
+            assert answer.inverted == inverted
 
 
 def test_an_inverted_image_is_answered_as_its_original_and_says_so(model, images, tmp_path):
