@@ -40,10 +40,14 @@ class Registered:
 def what_ran(root: Path) -> Version | Snapshot:
     """The version that the work tree holds, or else a commit to be one: what is judged, registered and published.
 
-    From here on nothing that another command writes counts. Raises `RegistryError` where one has come between stages.
+    From here on nothing that another command writes counts. Raises `RegistryError` where one has come between stages,
+    or an edit.
     """
     ran = registry.find(root, registry.artifact(root).name) or registry.snapshot(root, pipeline.recorded_files(root))
     bundle(root, ran.commit)
+    if edited := pipeline.edited(root):
+        problem = "was edited after a stage had run with what was there before, so that no commit holds what ran"
+        raise RegistryError(", ".join(edited), problem, "Run `resflow run` again")
     return ran
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "Pushed",
     "StageRun",
     "differing",
+    "edited",
     "environment",
     "find_root",
     "push",
@@ -122,6 +123,19 @@ def differing(definition: bytes, lock: bytes, contents: Mapping[str, bytes], pla
         hashes.setdefault(path, set()).add(digest)
     looked_at = [path for path in hashes if any(PurePosixPath(path).is_relative_to(place) for place in places)]
     return sorted(path for path in looked_at if hashes[path] != {_digest(path, contents)})
+
+
+def edited(root: Path) -> list[str]:
+    """Code, parameters and data that are no longer what the stages ran with, by dvc.lock. Raises `StageError`."""
+    code, lines = _dvc(root, ["status", "--json"], lambda line: None, None)
+    found = next((line for line in reversed(lines) if line.startswith("{")), "")  # DVC may warn of something else
+    if code or not found:
+        raise StageError("dvc status", _complaint(lines) or "it said nothing", "Mend that and run again")
+    stages = [part for parts in json.loads(found).values() for part in parts if isinstance(part, dict)]
+    changed: set[str] = set()
+    for path, how in (item for part in stages for item in part.get("changed deps", {}).items()):
+        changed |= {f"{path}: {key}" for key in how} if isinstance(how, dict) else {path}
+    return sorted(changed)
 
 
 def _digest(path: str, contents: Mapping[str, bytes]) -> str:

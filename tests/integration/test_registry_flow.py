@@ -192,6 +192,18 @@ def test_what_another_command_changes_during_a_run_is_not_released_and_the_next_
     assert (copied.root / MODEL).read_bytes() == model
 
 
+def test_a_parameter_that_is_edited_between_two_stages_is_in_no_version(copied: Project) -> None:
+    tags, declared = copied.git("for-each-ref", "refs/tags"), (copied.root / "dvc.yaml").read_text()
+    rate, command = yaml.safe_load((copied.root / "params.yaml").read_text())["train"]["lr"], "resflow stage robustness"
+    # as a user does who prepares the next experiment; the last stage does not read it, nor would any after train
+    edit = f"{command} && sed -i 's/^\\(  lr.\\).*/\\1 {rate / 2}/' params.yaml"
+    (copied.root / "dvc.yaml").write_text(declared.replace(f"exec {command}", edit))
+    refused = copied.run("resflow", "run", code=1)
+    assert refused.err.startswith("error: params.yaml: train: was edited after a stage had run")
+    assert refused.err.count("\n") == 1
+    assert copied.git("for-each-ref", "refs/tags") == tags
+
+
 def test_a_bundle_is_what_dvc_lock_of_the_versions_commit_names_or_refused(copied: Project) -> None:
     commit = copied.git("rev-parse", f"{NAME}@{FIRST}^{{commit}}")
     made = release.bundle(copied.root, commit)
