@@ -148,7 +148,7 @@ def test_all_workers_end_with_the_same_network_and_figures(played: dict[str, Pla
             assert differences(getattr(other, part), getattr(first, part)) == [], part
 
 
-@pytest.mark.parametrize("name", ["shards on 1", "shards on 4", "shared", "apart on 1"])
+@pytest.mark.parametrize("name", ["shards on 1", "shards on 4", "shared"])
 def test_validation_counts_each_image_once_and_measures_the_weights_kept(played: dict[str, Played], name: str) -> None:
     state = played[name].last[0]
     assert state.best_epoch.validation_accuracy == pytest.approx(accuracy(state.best, VALIDATION), abs=1e-9)
