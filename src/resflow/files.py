@@ -25,6 +25,7 @@ DIGITS = 6
 """Decimal places of floats in JSON and CSV, or significant digits of those below 1, such as a learning rate: more would
 be noise, and fewer would hide differences."""
 
+LOCKS = "Put that folder on a file system with locks (flock): one over a network may have to be mounted with them"
 MENDS = {
     errno.ENOSPC: "Free disk space there and run again",
     errno.EDQUOT: "Free disk space there and run again",
@@ -34,6 +35,8 @@ MENDS = {
     errno.EPERM: "Make the folder writable, or run in a folder that is",
     errno.ENOTDIR: "Move away the file that stands in the place of the folder",
     errno.EEXIST: "Move away the file that stands in the place of the folder",
+    errno.ENOLCK: LOCKS,
+    errno.EOPNOTSUPP: LOCKS,
     errno.EISDIR: "Move away the folder that stands in the place of the file",
 }
 

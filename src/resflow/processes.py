@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -58,10 +58,12 @@ def alone(path: Path, does: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
         with explained(path):
             file = _opened(path)
         with file:
-            if locked(file) and _is_there(path, file):
-                file.truncate(0)
-                file.write(f"{os.getpid()}\n")
-                file.flush()
+            with explained(path):
+                is_mine = locked(file) and _is_there(path, file)
+            if is_mine:
+                with suppress(OSError):  # as on a full disk: it is for others to read, no more
+                    os.truncate(file.fileno(), 0)
+                    os.write(file.fileno(), f"{os.getpid()}\n".encode())
                 yield
                 return
             file.seek(0)
@@ -76,7 +78,10 @@ def alone(path: Path, does: str, wait: float = WAIT_SECONDS) -> Iterator[None]:
 
 
 def locked(file: IO[str]) -> bool:
-    """Whether this process has the lock of an open file from now on, until it is closed."""
+    """Whether this process has the lock of an open file from now on, until it is closed.
+
+    Raises `OSError` where the file system has no locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

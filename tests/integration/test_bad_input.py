@@ -306,3 +306,27 @@ def test_ctrl_c_ends_with_code_130_and_no_traceback(released: Project, tmp_path:
     assert process.returncode == 130
     assert "Traceback" not in said
     assert not (project.root / "bundle").exists()
+
+
+@pytest.mark.parametrize("where", ["> /dev/full", "| true", ">&-"])
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_a_stage_ends_as_ever_where_nobody_reads_its_output(project: Project, stage: str, where: str) -> None:
+    done = project.run("bash", "-c", f"set -o pipefail; resflow stage {stage} {where}")
+    assert done.err == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stage_that_is_stopped_while_it_loads_stops(project: Project, number: signal.Signals, code: int) -> None:
+    """Modules that are loaded may swallow what is raised in them."""
+    module = project.root / "src/resflow/stages/fetch.py"
+    swallow = f"""
+import os, time
+try:
+    os.kill(os.getpid(), {int(number)})
+    time.sleep(1)
+except BaseException:
+    pass
+"""
+    module.write_text(module.read_text().replace("__all__ =", f"{swallow}\n__all__ =", 1))
+    done = project.run("resflow", "stage", "fetch", code=code)
+    assert done.err == f"fetch: stopped by {number.name}; run it again to go on\n"

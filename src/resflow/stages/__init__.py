@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,15 +31,25 @@ def main(name: str) -> int:
         print(f"resflow stage {name}: there is no such stage. Choose among {', '.join(NAMES)}.", file=sys.stderr)
         return 2
     told: list[int] = []
+    interruptible = (
+        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    )  # a shell has it so for what it does not wait for
     try:
-        signal.signal(signal.SIGTERM, lambda number, frame: _end(told, number))
+        # While modules are loaded, which may swallow what is raised, there is nothing to be let go.
+        signal.signal(signal.SIGTERM, lambda number, frame: _stopped(name, signal.SIGTERM))
+        if interruptible:
+            signal.signal(signal.SIGINT, lambda number, frame: _stopped(name, signal.SIGINT))
         by_dvc = "DVC_STAGE" in os.environ
         if by_dvc:
             # a stage whose `dvc repro` was killed would train on beside the next one
             die_with_parent(signal.SIGTERM)
         loaded = params.load(Path("params.yaml"))
         before = _inputs(name) if by_dvc else {}
-        importlib.import_module(f"resflow.stages.{name}").run(Path.cwd(), loaded)
+        stage = importlib.import_module(f"resflow.stages.{name}")
+        signal.signal(signal.SIGTERM, lambda number, frame: _end(told, number))
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        stage.run(Path.cwd(), loaded)
         if by_dvc:
             _check_unchanged(before, _inputs(name))
     except ResflowError as error:
@@ -76,12 +87,15 @@ def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
 def _end(told: list[int], number: int) -> NoReturn:
     """Unwind, so that locks and clusters are let go."""
     told.append(number)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second one would cut the unwinding short
+    for other in STOPPED:
+        signal.signal(other, signal.SIG_IGN)  # once is enough: a second one would cut the unwinding short
     sys.exit(number)
 
 
 def _stopped(name: str, number: signal.Signals) -> NoReturn:
-    print(f"{name}: stopped by {number.name}; run it again to go on", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(RuntimeError, OSError):  # the former where the signal came while one of them was written to
+        sys.stdout.flush()
+        sys.stderr.flush()
+    with suppress(OSError):
+        os.write(2, f"{name}: stopped by {number.name}; run it again to go on\n".encode())
     os._exit(STOPPED[number])  # all is let go; what Ray does at exit takes seconds

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -44,7 +45,7 @@ class Folder(Protocol):
         """Whole or not at all. Raises `ResflowError`."""
 
     def delete(self, name: str) -> None:
-        """Whether or not it is there."""
+        """Whether or not it is there. Raises `ResflowError`."""
 
 
 class LocalFolder:
@@ -69,15 +70,21 @@ class LocalFolder:
         path = self._path / name
         with explained(path):
             self._path.mkdir(parents=True, exist_ok=True)
-            with partial(path).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with partial(path).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:  # what there is of it would keep a full disk full
+                with suppress(OSError):
+                    partial(path).unlink()
+                raise
             partial(path).replace(path)
 
     def delete(self, name: str) -> None:
         """Remove one."""
-        (self._path / name).unlink(missing_ok=True)
+        with explained(self._path / name):
+            (self._path / name).unlink(missing_ok=True)
 
 
 class Keeper:

@@ -316,3 +316,13 @@ def test_a_full_disk_is_one_error_and_leaves_the_checkpoint_before(tmp_path: Pat
     again = latest(tmp_path)
     assert again is not None
     assert again.step == 1
+    assert len(files(tmp_path)) == 1, "a part of the other would keep the disk full"
+
+
+def test_a_folder_in_the_place_of_an_old_checkpoint_is_one_error(tmp_path: Path) -> None:
+    keep(tmp_path, state(1))
+    path = files(tmp_path)[0]
+    path.unlink()
+    path.mkdir()
+    with refused(path):
+        keep(tmp_path, state(2), state(3), state(4))
