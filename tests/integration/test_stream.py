@@ -17,7 +17,7 @@ from resflow import storage
 from resflow.data import arrays, shards
 from resflow.data.arrays import Split
 from resflow.data.idx import Bytes
-from resflow.data.stream import Piece
+from resflow.data.stream import Piece, Read
 from resflow.errors import DataError
 from resflow.files import write_together
 from resflow.training.reader import read_with_ray, store_bytes
@@ -184,7 +184,15 @@ def test_pieces_are_read_in_their_order_from_a_disk_and_from_a_bucket(
     assert given.whole(prepared)
 
 
-def test_a_file_that_is_damaged_or_gone_is_one_error_that_names_it(
+def refusal(read: Read, piece: Piece) -> str:
+    """The error, in a line, of a piece that cannot be read."""
+    with pytest.raises(DataError) as caught:
+        list(read([piece]))
+    assert len(str(caught.value).splitlines()) == 1, str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_that_is_damaged_or_gone_is_one_line_that_names_it(
     ray: None, prepared: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
     index = shards.load(prepared / "train")
@@ -192,10 +200,7 @@ def test_a_file_that_is_damaged_or_gone_is_one_error_that_names_it(
     content[len(content) // 2] ^= 1
     (tmp_path / "000001.parquet").write_bytes(content)
     read = read_with_ray(tmp_path, index.shape, index.file_bytes)
-    with pytest.raises(DataError, match=r"000001\.parquet: is no whole Parquet file"):
-        list(read(PIECES[2:]))
-    with pytest.raises(DataError, match=r"000002\.parquet: is missing"):
-        list(read(PIECES[:1]))
+    assert refusal(read, PIECES[2]).startswith(f"{tmp_path}/000001.parquet: is no whole Parquet file")
+    assert refusal(read, PIECES[0]).startswith(f"{tmp_path}/000002.parquet: is missing")
     gone = read_with_ray(bucket.folder("nowhere/train"), index.shape, index.file_bytes)
-    with pytest.raises(DataError, match=r"000002\.parquet: is missing"):
-        list(gone(PIECES[:1]))
+    assert refusal(gone, PIECES[0]).startswith("s3://resflow/stream/nowhere/train/000002.parquet: is missing")

@@ -100,7 +100,9 @@ def cause(engine: str, error: BaseException, *below: BaseException) -> ResflowEr
 
 
 def _ours(error: BaseException) -> ResflowError | None:
-    if isinstance(error, ResflowError):
-        return error
+    from ray.exceptions import RayError
+
+    if isinstance(error, ResflowError) and not isinstance(error, RayError):
+        return error  # what a task raised is of both kinds and reads as Ray's traceback; its cause is ours
     links = (getattr(error, "cause", None), error.__cause__)  # the former is Ray's own
     return next((found for link in links if isinstance(link, BaseException) and (found := _ours(link))), None)
