@@ -79,7 +79,7 @@ def _feed(folder: Path, rounds: int) -> str:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    read = read_with_ray(folder / "train", index.shape, index.file_bytes)
+    read = read_with_ray(folder / "train", index)
     mapped = arrays.load(folder, "train")
     memory = InMemory(mapped, batch_size=BATCH, seed=0, device=torch.device("cpu"))
     rates: dict[str, list[float]] = {"in memory": [], "streamed": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import signal
@@ -175,7 +176,7 @@ def test_pieces_are_read_in_their_order_from_a_disk_and_from_a_bucket(
     index = shards.load(fetched / "train")
     blocks = []
     for place in (prepared / "train", bucket.folder(f"arrays/{given.key}/train")):
-        read = read_with_ray(place, index.shape, index.file_bytes)
+        read = read_with_ray(place, index)
         images, labels = zip(*read(PIECES), strict=True)
         assert np.concatenate(labels).tolist() == LABELS
         blocks.append(np.concatenate(images))
@@ -192,15 +193,44 @@ def refusal(read: Read, piece: Piece) -> str:
     return str(caught.value)
 
 
-def test_a_file_that_is_damaged_or_gone_is_one_line_that_names_it(
-    ray: None, prepared: Path, bucket: Bucket, tmp_path: Path
+def other(content: bytes, index: shards.Index) -> bytes:
+    """A whole Parquet file of the same rows and size, but of another image."""
+    images, labels = shards.pixels(shards.read(io.BytesIO(content), "", 0, 64, index.shape), index.shape)
+    made = io.BytesIO()
+    dict(shards.writers(Path(), np.roll(images, 1, axis=1), labels, file_mib=1))[Path("000000.parquet")](made)
+    assert len(made.getvalue()) == len(content)
+    return made.getvalue()
+
+
+def test_a_file_that_is_damaged_replaced_or_gone_is_one_line_that_names_it(
+    ray: None, prepared: Path, tmp_path: Path
 ) -> None:
     index = shards.load(prepared / "train")
     content = bytearray((prepared / "train" / "000001.parquet").read_bytes())
+    (tmp_path / "000000.parquet").write_bytes(other(bytes(content), index))
     content[len(content) // 2] ^= 1
     (tmp_path / "000001.parquet").write_bytes(content)
-    read = read_with_ray(tmp_path, index.shape, index.file_bytes)
-    assert refusal(read, PIECES[2]).startswith(f"{tmp_path}/000001.parquet: is no whole Parquet file")
-    assert refusal(read, PIECES[0]).startswith(f"{tmp_path}/000002.parquet: is missing")
-    gone = read_with_ray(bucket.folder("nowhere/train"), index.shape, index.file_bytes)
-    assert refusal(gone, PIECES[0]).startswith("s3://resflow/stream/nowhere/train/000002.parquet: is missing")
+    read, problem = read_with_ray(tmp_path, index), "is damaged: its SHA-256 is not the one in index.json"
+    for piece in PIECES[1:]:
+        assert refusal(read, piece) == f"{tmp_path}/{piece.name}: {problem}. Run `dvc repro --force prepare`"
+    assert refusal(read, PIECES[0]) == f"{tmp_path}/000002.parquet: is missing. Run `dvc repro --force prepare`"
+
+
+def test_an_object_that_is_damaged_or_gone_is_one_line_and_what_that_says_mends_it(
+    ray: None, prepared: Path, bucket: Bucket
+) -> None:
+    given, index = described(prepared), shards.load(prepared / "train")
+    bucket.send(given)
+    folder = bucket.folder(f"arrays/{given.key}/train")
+    content = bytearray(folder.read("000001.parquet"))
+    content[len(content) // 2] ^= 1
+    folder.write("000001.parquet", content)
+    folder.delete("000002.parquet")
+    read, problem = read_with_ray(folder, index), "is damaged: its SHA-256 is not the one in index.json"
+    mend = "Delete it in the store and run again: it is sent anew"
+    assert refusal(read, PIECES[2]) == f"{folder}/000001.parquet: {problem}. {mend}"
+    mend = "Run again: what is missing there is sent anew"
+    assert refusal(read, PIECES[0]) == f"{folder}/000002.parquet: is missing. {mend}"
+    folder.delete("000001.parquet")
+    bucket.send(given)
+    assert np.concatenate([labels for _, labels in read(PIECES)]).tolist() == LABELS

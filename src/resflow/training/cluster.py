@@ -388,7 +388,7 @@ def _training(job: Job, place: Path, rank: int, world: int) -> Iterator[tuple[Sp
         files = job.runs.folder(f"arrays/{job.arrays.key}/train")
     stream = Stream(
         index,
-        read_with_ray(files, index.shape, index.file_bytes),
+        read_with_ray(files, index),
         batch_size=job.train.batch_size,
         epochs=job.train.epochs,
         shuffle_mib=job.shuffle_mib,

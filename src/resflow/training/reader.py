@@ -1,6 +1,6 @@
 """Parquet files read ahead by Ray Data: the `Read` of a `data.stream.Stream`.
 
-    read = read_with_ray(place, index.shape, index.file_bytes)
+    read = read_with_ray(place, index)
     for images, labels in read(pieces): ...
 
 Files are read on the node of the worker that wants them, from its disk or the bucket, by tasks that reserve no CPU: a
@@ -10,6 +10,7 @@ size bounds them. Ray runs already: starting it is `cluster`.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from resflow.training.remote import BucketFolder
 
 if TYPE_CHECKING:  # tasks load this module, and torch would be most of what they take
     from resflow.data.idx import Bytes
+    from resflow.data.shards import Index
     from resflow.data.stream import Piece, Read
 
 __all__ = ["cause", "read_with_ray", "store_bytes"]
@@ -42,11 +44,13 @@ def store_bytes(file_bytes: int, workers: int) -> int:
     return max(LEAST_STORE, STORE_FILES * workers * file_bytes)
 
 
-def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_bytes: int) -> Read:
-    """A function that reads pieces of the files in `place`; `file_bytes` is the most that a file takes in memory.
+def read_with_ray(place: Path | BucketFolder, index: Index) -> Read:
+    """A function that reads pieces of the files in `place`, which `index` lists.
 
-    Raises `DataError` for a damaged file, and `ClusterError` when Ray fails.
+    Raises `DataError` for a file that is missing or not the one listed, and `ClusterError` when Ray fails.
     """
+
+    digests = {shard.name: shard.sha256 for shard in index.shards}
 
     def read(pieces: Sequence[Piece]) -> Iterator[tuple[Bytes, Bytes]]:
         import ray
@@ -59,20 +63,21 @@ def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_
         context.print_on_execution_start = False
         context.raise_original_map_exception = True
         context.execution_options.preserve_order = True
-        limits = ExecutionResources.for_limits(object_store_memory=AHEAD * file_bytes)
+        limits = ExecutionResources.for_limits(object_store_memory=AHEAD * index.file_bytes)
         context.execution_options.resource_limits = limits
         try:
             node = ray.get_runtime_context().get_node_id()
-            named = ray.data.from_items([piece._asdict() for piece in pieces], override_num_blocks=len(pieces))
+            rows = [{**piece._asdict(), "sha256": digests[piece.name]} for piece in pieces]
+            named = ray.data.from_items(rows, override_num_blocks=len(pieces))
             tables = named.map_batches(
-                partial(_load, place=place, shape=shape),
+                partial(_load, place=place, shape=index.shape),
                 batch_size=None,
                 num_cpus=0,
                 compute=TaskPoolStrategy(size=min(TASKS, len(pieces))),
                 label_selector={"ray.io/node-id": node},
             )
             for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-                yield shards.pixels(table, shape)
+                yield shards.pixels(table, index.shape)
         except RayError as error:
             raise cause("Ray Data", error) from error
 
@@ -80,13 +85,25 @@ def read_with_ray(place: Path | BucketFolder, shape: tuple[int, int, int], file_
 
 
 def _load(batch: dict[str, Any], place: Path | BucketFolder, shape: tuple[int, int, int]) -> Any:
-    """What a task does: one piece, named by a batch of one row, as a table."""
-    (name,), (start,), (stop,) = batch["name"], batch["start"], batch["stop"]
+    """What a task does: one piece, named by a batch of one row, as a table.
+
+    The file's SHA-256 is compared each time, as the run is known by it: that takes a few ms of the tens of a task, and
+    no file need be read for it alone.
+    """
+    (name,), (start,), (stop,), (digest,) = batch["name"], batch["start"], batch["stop"], batch["sha256"]
+    where, missing, damaged = f"{place}/{name}", shards.ANEW, shards.ANEW
+    if isinstance(place, BucketFolder):
+        missing = "Run again: what is missing there is sent anew"
+        damaged = "Delete it in the store and run again: it is sent anew"
     try:
-        source = place / name if isinstance(place, Path) else io.BytesIO(place.read(name))
+        content = (place / name).read_bytes() if isinstance(place, Path) else place.read(name)
     except FileNotFoundError as error:
-        raise DataError(f"{place}/{name}", "is missing", "Run again: what is missing there is sent anew") from error
-    return shards.read(source, f"{place}/{name}", int(start), int(stop), shape)
+        raise DataError(where, "is missing", missing) from error
+    except OSError as error:  # of a disk: those of the store are ours
+        raise DataError(where, f"cannot be read ({error.strerror})", damaged) from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(where, f"is damaged: its SHA-256 is not the one in {shards.INDEX}", damaged)
+    return shards.read(io.BytesIO(content), where, int(start), int(stop), shape)
 
 
 def cause(engine: str, error: BaseException, *below: BaseException) -> ResflowError:
