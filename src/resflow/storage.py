@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import urlsplit
 
 from resflow import files as disk
 from resflow.errors import SetupError, StoreError, StoreUnavailable
@@ -32,6 +33,7 @@ __all__ = [
     "Published",
     "Seen",
     "answers",
+    "check_address",
     "client",
     "download",
     "ensure_bucket",
@@ -140,6 +142,8 @@ def _new_client(endpoint: Endpoint) -> Any:
     )
     nothing = {"profile": (None, None, None, None), "config_file": (None, None, os.devnull, None)}
     where = endpoint.url or "S3"
+    if endpoint.url:
+        check_address(endpoint.url)
     try:
         with translated(where):  # the user's own AWS settings have no say in the embedded store
             session = Session(botocore_session=core.Session(session_vars=nothing if endpoint.embedded else None))
@@ -153,6 +157,18 @@ def _new_client(endpoint: Endpoint) -> Any:
             )
     except ValueError as error:  # "Invalid endpoint"
         raise _unusable(where, error) from error
+
+
+def check_address(url: str) -> None:
+    """Pass for an address that boto3 and Arrow both take; neither says what one looks like. Raises `StoreError`."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        good = False
+    if not good:
+        problem = "is no address of an S3 store, which is http://HOST:PORT or https://HOST"
+        raise StoreError(f"AWS_ENDPOINT_URL_S3={url}", problem, "Set it anew, or unset it to use the embedded store")
 
 
 @contextmanager

@@ -237,6 +237,11 @@ def test_a_bucket_of_another_store_is_never_made(project: Project, store: tuple[
     assert on_cluster.startswith("error: s3://reslfow: there is no such bucket")
 
 
+def test_a_place_of_checkpoints_that_is_none_is_told_before_anything_is_trained(project: Project) -> None:
+    error = refuse(project, "resflow", "run", RESFLOW_STORAGE="gs://bucket/runs")
+    assert error.startswith("error: RESFLOW_STORAGE=gs://bucket/runs: is neither a folder nor s3://BUCKET/PREFIX. ")
+
+
 def test_a_pull_that_fails_leaves_nothing(released: Project, tmp_path: Path) -> None:
     keys = {"AWS_ENDPOINT_URL_S3": NOBODY, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     to = tmp_path / "bundle"

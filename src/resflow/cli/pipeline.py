@@ -92,9 +92,11 @@ def schedule(
 def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
     """Refuse within a second what would otherwise fail after minutes of training."""
     from resflow import nets, registry, storage, store
+    from resflow.stages import runs
 
     settings = parameters(root, overrides)
     nets.altered(settings.net.name, settings.net.changes)
+    runs.place(root, os.environ.get("RESFLOW_STORAGE"))
     registry.check(root)
     on_cluster = os.environ.get("RAY_ADDRESS") and not os.environ.get("RESFLOW_STORAGE")  # whose workers meet in it
     if (release or on_cluster) and os.environ.get("AWS_ENDPOINT_URL_S3"):

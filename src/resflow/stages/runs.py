@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -33,6 +34,8 @@ from resflow.training.remote import KEPT_DAYS, LOCK, RUN, Bucket
 
 __all__ = ["clean", "held", "place"]
 
+SCHEME = "[A-Za-z][A-Za-z0-9+.-]*:/"
+"""How an address begins: a folder of that name is none that anybody wants."""
 RENEW_SECONDS, LOST_SECONDS, FREE_SECONDS = 5.0, 20.0, 30.0
 """When a lease is renewed, when its holder gives up if that did not succeed, and when others may take it."""
 
@@ -41,19 +44,33 @@ def place(root: Path, storage: str | None) -> Path | Bucket:
     """Where checkpoints lie: `storage`, a folder or an `s3://` prefix, or else the project itself.
 
     Work trees of `resflow run --set` and of `dvc exp run --temp` lie within their project, and end with their command:
-    their checkpoints lie with the project, where the same command finds them after a kill.
+    their checkpoints lie with the project, where the same command finds them after a kill. Raises `StoreError`.
     """
-    if not (storage or "").startswith("s3://"):
+    if not re.match(SCHEME, storage or ""):
         within = (folder.parent for folder in root.parents if folder.name in (str(STATE), ".dvc"))
         return (Path(storage) if storage else next(within, root) / STATE / "runs").resolve()
     return Bucket(
-        url=str(storage),
-        endpoint=os.environ.get("AWS_ENDPOINT_URL_S3"),
+        url=_checked(str(storage)),
+        endpoint=_endpoint(),
         access_key=os.environ.get("AWS_ACCESS_KEY_ID"),
         secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
         session_token=os.environ.get("AWS_SESSION_TOKEN") or None,
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
     )
+
+
+def _checked(url: str) -> str:
+    if not re.match("s3://[^/]", url):
+        problem = "is neither a folder nor s3://BUCKET/PREFIX"
+        raise StoreError(f"RESFLOW_STORAGE={url}", problem, "Set it to one of them, or unset it; see docs/cluster.md")
+    return url
+
+
+def _endpoint() -> str | None:
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or None
+    if url:
+        storage.check_address(url)
+    return url
 
 
 def clean(runs: Path | Bucket, name: str) -> None:

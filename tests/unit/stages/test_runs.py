@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resflow.errors import TrainingError
+from resflow import storage
+from resflow.errors import StoreError, TrainingError
 from resflow.stages import runs
 from resflow.training.remote import KEPT_DAYS, Bucket
 
@@ -56,6 +58,31 @@ def test_what_the_user_names_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     bucket = runs.place(tmp_path, "s3://bucket/runs")
     assert isinstance(bucket, Bucket)
     assert (bucket.path, bucket.endpoint) == ("bucket/runs", "http://store:8333")
+
+
+@pytest.mark.parametrize(
+    "named", ["s3://", "s3:///runs", "s3:/bucket/runs", "S3://bucket/x", "gs://bucket/x", "file:///x"]
+)
+def test_an_address_that_is_no_bucket_of_s3_is_refused_and_makes_no_folder(tmp_path: Path, named: str) -> None:
+    with pytest.raises(StoreError) as refused:
+        runs.place(tmp_path, named)
+    assert str(refused.value) == (
+        f"RESFLOW_STORAGE={named}: is neither a folder nor s3://BUCKET/PREFIX. "
+        "Set it to one of them, or unset it; see docs/cluster.md"
+    )
+
+
+@pytest.mark.parametrize("url", ["localhost:8333", "store", "ftp://store", "http://", "http:/store", "http://store:x"])
+def test_an_address_of_no_store_is_refused_before_anybody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+    told = f"AWS_ENDPOINT_URL_S3={url}: is no address of an S3 store, which is http://HOST:PORT or https://HOST. Set it"
+    with pytest.raises(StoreError, match=re.escape(told)):
+        runs.place(tmp_path, "s3://bucket/runs")
+    with pytest.raises(StoreError, match=re.escape(told)):
+        storage.client(storage.Endpoint(url))
+    assert runs.place(tmp_path, None) == tmp_path / ".resflow/runs"  # which needs none
 
 
 # --- who --------------------------------------------------------------------------------------------------------------
