@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -70,6 +71,26 @@ def test_two_workers_that_are_killed_within_an_epoch_and_one_that_goes_on_end_in
     step = int(again.out.split()[4])
     assert STEPS < step < 2 * STEPS, again.out
     assert streamed.digest() == undisturbed
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "damaged"])
+def test_a_file_that_is_not_as_it_was_prepared_ends_training_in_one_line(streamed: Project, how: str) -> None:
+    path = streamed.root / "data" / "prepared" / "train" / "000001.parquet"
+    content = path.read_bytes()
+    spoilt = {"truncated": content[:-9], "damaged": content[:99] + bytes([content[99] ^ 1]) + content[100:]}
+    problem = {
+        "missing": "is missing",
+        "truncated": f"has {len(content) - 9} bytes, expected {len(content)}",
+        "damaged": "is damaged: its SHA-256 is not the one in index.json",
+    }[how]
+    path.unlink()  # a link into DVC's cache, which is not to be spoilt
+    try:
+        if how in spoilt:
+            path.write_bytes(spoilt[how])
+        done = streamed.run("resflow", "stage", "train", code=1)
+    finally:
+        path.write_bytes(content)
+    assert done.err.splitlines() == [f"train: {path}: {problem}. Run `dvc repro --force prepare`"]
 
 
 # --- bounded memory ---------------------------------------------------------------------------------------------------
@@ -157,7 +178,7 @@ def bucket(store: tuple[Path, storage.Endpoint]) -> Bucket:
 
 def described(prepared: Path) -> Arrays:
     train = prepared / "train"
-    streamed = {f"train/{shard.name}": shard.size for shard in shards.load(train).shards}
+    streamed = {f"train/{shard.name}": shard for shard in shards.load(train).shards}
     digests = {f"train/{shards.INDEX}": sha256((train / shards.INDEX).read_bytes()).hexdigest()}
     return Arrays(folder=prepared, digests=digests, streamed=streamed)
 
@@ -234,3 +255,21 @@ def test_an_object_that_is_damaged_or_gone_is_one_line_and_what_that_says_mends_
     folder.delete("000001.parquet")
     bucket.send(given)
     assert np.concatenate([labels for _, labels in read(PIECES)]).tolist() == LABELS
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_file_that_is_not_as_it_was_prepared_is_not_sent_and_not_blamed_on_the_store(
+    prepared: Path, bucket: Bucket, tmp_path: Path, how: str
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    given, path = described(tmp_path), tmp_path / "train" / "000001.parquet"
+    bucket.arrays(given).remove()
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError) as caught:
+        bucket.send(given)
+    mend = "Run `dvc repro --force prepare`"
+    assert str(caught.value) == f"{path}: is missing, or not what was prepared. {mend}"
+    assert "train/000001.parquet" not in bucket.arrays(given).names()

@@ -26,7 +26,7 @@ from resflow.data.idx import Bytes
 from resflow.errors import DataError
 from resflow.files import json_bytes
 
-__all__ = ["INDEX", "Index", "Shard", "load", "pixels", "read", "writers"]
+__all__ = ["ANEW", "INDEX", "Index", "Shard", "check", "load", "pixels", "read", "writers"]
 
 INDEX = "index.json"
 MIB = 1 << 20
@@ -116,6 +116,18 @@ def load(folder: Path) -> Index:
         raise DataError(str(path), "is missing, which data.loader stream reads", AGAIN) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(str(path), f"is damaged ({error})", ANEW) from error
+
+
+def check(folder: Path, index: Index) -> None:
+    """See that each file is there and as long as listed, without opening it. Raises `DataError`."""
+    for shard in index.shards:
+        path = folder / shard.name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(str(path), "is missing", ANEW) from error
+        if size != shard.size:
+            raise DataError(str(path), f"has {size} bytes, expected {shard.size}", ANEW)
 
 
 def read(source: Any, where: str, start: int, stop: int, shape: tuple[int, int, int]) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from resflow.data import arrays, shards
+from resflow.data.shards import Shard
 from resflow.errors import DataError
 from resflow.files import csv_bytes, json_bytes, sha256, write
 from resflow.nets import file as model_file
@@ -80,10 +81,12 @@ def _arrays(root: Path, loader: str) -> Arrays:
     folder = (root / PREPARED).resolve()
     whole = ("validation",) if loader == "stream" else ("train", "validation")
     paths = [path(folder, split) for split in whole for path in (arrays.images_path, arrays.labels_path)]
-    streamed = {}
+    streamed: dict[str, Shard] = {}
     if loader == "stream":  # the index holds the digests of the files that it lists
         paths.append(folder / "train" / shards.INDEX)
-        streamed = {f"train/{shard.name}": shard.size for shard in shards.load(folder / "train").shards}
+        index = shards.load(folder / "train")
+        shards.check(folder / "train", index)  # a worker cannot tell a file that is lost from a folder that is not shared
+        streamed = {f"train/{shard.name}": shard for shard in index.shards}
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
     return Arrays(folder=folder, digests=digests, streamed=streamed)
 

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
+from resflow.data.shards import ANEW, Shard
 from resflow.errors import DataError, StoreError, StoreUnavailable
 from resflow.files import explained, partial, sha256
 
@@ -50,8 +51,8 @@ class Arrays:
     """Where the driver has them; a worker that finds the same there takes them from there."""
     digests: Mapping[str, str]
     """SHA-256 of each file, by its name within the folder."""
-    streamed: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of each file that is read from where it lies, piece by piece; one of the others tells their digests."""
+    streamed: Mapping[str, Shard] = field(default_factory=dict)
+    """Each file that is read from where it lies, piece by piece; one of the others lists them."""
 
     @property
     def key(self) -> str:
@@ -61,7 +62,7 @@ class Arrays:
     def whole(self, folder: Path) -> bool:
         """Whether `folder` holds exactly these."""
         with suppress(OSError):
-            sizes = all((folder / name).stat().st_size == size for name, size in self.streamed.items())
+            sizes = all((folder / name).stat().st_size == shard.size for name, shard in self.streamed.items())
             return sizes and all(sha256(folder / name) == digest for name, digest in self.digests.items())
         return False
 
@@ -114,16 +115,20 @@ class Bucket:
         probe.delete("probe")
 
     def send(self, arrays: Arrays) -> None:
-        """Upload what is not there yet. Raises `StoreError`."""
+        """Upload what is not there yet. Raises `StoreError`, or `DataError` for a file that was not prepared so."""
         folder = self.arrays(arrays)
         folder.write("used", b"")  # first: whoever removes what is old sees that it is needed
-        with _translated(self.url):
-            there = folder.sizes()
-            for name in sorted([*arrays.digests, *arrays.streamed]):
-                path = arrays.folder / name
-                # by its size too: Arrow ends an upload that was interrupted as if it were whole
-                if there.get(name) != path.stat().st_size:
-                    folder.copy_in(path, name)
+        there = folder.sizes()
+        digests = {**arrays.digests, **{name: shard.sha256 for name, shard in arrays.streamed.items()}}
+        for name, digest in sorted(digests.items()):
+            path = arrays.folder / name
+            # by its size too: Arrow ends an upload that was interrupted as if it were whole
+            if path.exists() and there.get(name) == path.stat().st_size:
+                continue
+            if sha256(path) != digest:  # nobody could mend in the store what was sent damaged
+                raise DataError(str(path), "is missing, or not what was prepared", ANEW)
+            with _translated(self.url):
+                folder.copy_in(path, name)
 
     def fetch(self, arrays: Arrays, cache: Path) -> Path:
         """A folder on this node that holds `arrays` but for what is streamed: downloaded once, verified, kept.
