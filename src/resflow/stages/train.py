@@ -85,7 +85,7 @@ def _arrays(root: Path, loader: str) -> Arrays:
     if loader == "stream":  # the index holds the digests of the files that it lists
         paths.append(folder / "train" / shards.INDEX)
         index = shards.load(folder / "train")
-        shards.check(folder / "train", index)  # a worker cannot tell a file that is lost from a folder that is not shared
+        shards.check(folder / "train", index)  # to a worker, a lost file is a folder not shared
         streamed = {f"train/{shard.name}": shard for shard in index.shards}
     digests = {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
     return Arrays(folder=folder, digests=digests, streamed=streamed)
