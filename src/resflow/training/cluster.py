@@ -187,7 +187,7 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
             logging_level=logging.WARNING,
             **options,
         )
-    except (AuthenticationError, ConnectionError, RayError, RuntimeError) as error:
+    except (AuthenticationError, OSError, RayError, RuntimeError, ValueError) as error:  # the last: no address at all
         raise _no_entry(address, error) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
@@ -468,7 +468,7 @@ def _no_entry(address: str | None, error: BaseException) -> TrainingError:
         return TrainingError(where, problem, mend)
     first = reasons[0].strip().partition("\n")[0]
     mend = (
-        "Start the cluster, or unset RAY_ADDRESS"
+        "Write it like 10.0.0.5:6379 and start the cluster, or unset it"
         if address
         else "Set it to 1, or look into /tmp/ray/session_latest/logs"
     )
