@@ -38,7 +38,7 @@ from resflow.data.arrays import Split
 from resflow.files import json_bytes, write
 from resflow.nets import create
 from resflow.nets.cost import cost
-from resflow.study.peak import matmul, wait
+from resflow.study.peak import SIDES, matmul, wait
 from resflow.training import loop
 
 __all__ = ["LARGE", "LARGE_CLASSES", "Sizes", "main", "recipe"]
@@ -67,7 +67,7 @@ class Sizes:
     batch: int = 256
     warm: int = 15
     steps: int = 60
-    product: int = 8192
+    product: int = SIDES["cuda"]
     """Side of the matrices whose product is taken as the measured peak."""
 
 

@@ -39,9 +39,8 @@ def predict(
 ) -> None:
     """Classify images: class, probability, and the three most probable classes.
 
-    Dark strokes on a light ground are inverted where the network learnt light on dark, and the reverse; the output says
-    so.
-    A model of 2 or 4 channels takes pictures with transparency.
+    Dark strokes on a light ground are inverted where the network learnt light on dark, and the reverse; the output
+    says so. A model of 2 or 4 channels takes pictures with transparency.
     """
     from resflow.evaluation import pictures
 

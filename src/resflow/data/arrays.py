@@ -19,7 +19,7 @@ from resflow.errors import DataError
 if TYPE_CHECKING:
     from resflow.data.split import Indices
 
-__all__ = ["SPLITS", "Chosen", "Rows", "Split", "chunks", "images_path", "labels_path", "load", "writer"]
+__all__ = ["SPLITS", "Chosen", "Rows", "Split", "chunks", "images_path", "labels_path", "load", "paths", "writer"]
 
 SPLITS = ("train", "validation", "test")
 AGAIN = "Run `dvc repro`, which prepares the data first"
@@ -79,6 +79,11 @@ def images_path(folder: Path, split: str) -> Path:
 def labels_path(folder: Path, split: str) -> Path:
     """Where the labels of `split` lie."""
     return folder / split / "labels.npy"
+
+
+def paths(folder: Path, split: str) -> tuple[Path, Path]:
+    """Both files of a split: images, labels."""
+    return images_path(folder, split), labels_path(folder, split)
 
 
 def load(folder: Path, split: str) -> Split:

@@ -31,9 +31,8 @@ def main(name: str) -> int:
         print(f"resflow stage {name}: there is no such stage. Choose among {', '.join(NAMES)}.", file=sys.stderr)
         return 2
     told: list[int] = []
-    interruptible = (
-        signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    )  # a shell has it so for what it does not wait for
+    # a shell has it ignored in what it does not wait for
+    interruptible = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     try:
         # While modules are loaded, which may swallow what is raised, there is nothing to be let go.
         signal.signal(signal.SIGTERM, lambda number, frame: _stopped(name, signal.SIGTERM))

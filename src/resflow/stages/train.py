@@ -80,7 +80,7 @@ def _initial(root: Path, params: Params, card: ModelCard) -> dict[str, Tensor]:
 def _arrays(root: Path, loader: str) -> Arrays:
     folder = (root / PREPARED).resolve()
     whole = ("validation",) if loader == "stream" else ("train", "validation")
-    paths = [path(folder, split) for split in whole for path in (arrays.images_path, arrays.labels_path)]
+    paths = [path for split in whole for path in arrays.paths(folder, split)]
     streamed: dict[str, Shard] = {}
     if loader == "stream":  # the index holds the digests of the files that it lists
         paths.append(folder / "train" / shards.INDEX)

@@ -191,8 +191,8 @@ def data_digest(prepared: Path, given: Ground) -> str:
 
     The sheet counts by itself: other names, a mean or a deviation can be told of the same arrays.
     """
-    paths = [path(prepared, split) for split in arrays.SPLITS for path in (arrays.images_path, arrays.labels_path)]
-    return digest([*(sha256(path) for path in paths), given.classes, given.mean, given.std])
+    paths = (path for split in arrays.SPLITS for path in arrays.paths(prepared, split))
+    return digest([*map(sha256, paths), given.classes, given.mean, given.std])
 
 
 def _all(experiment: Experiment) -> Iterator[Trial]:

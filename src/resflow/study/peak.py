@@ -6,8 +6,7 @@ import time
 
 import torch
 
-__all__ = ["matmul", "wait"]
-
+__all__ = ["SIDES", "matmul", "wait"]
 
 SIDES = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices, by device: only the larger ones keep a GPU busy, and take a CPU a minute."""

@@ -165,8 +165,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 def _test_split(plan: Plan) -> str:
     """One name for the test split, by its content."""
-    paths = (path(plan.base.arrays.folder, "test") for path in (arrays.images_path, arrays.labels_path))
-    return digest([sha256(path) for path in paths])
+    return digest([*map(sha256, arrays.paths(plan.base.arrays.folder, "test"))])
 
 
 def _test(plan: Plan, name: str) -> float:

@@ -16,14 +16,13 @@ import os
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 
-from resflow.files import explained, partial
+from resflow.files import explained, write_together
 from resflow.training.loop import Epoch, State
 
 __all__ = ["Folder", "Keeper", "LocalFolder", "decode", "latest", "latest_bytes"]
@@ -66,20 +65,14 @@ class LocalFolder:
         return (self._path / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write beside its place, see it on the disk, then rename."""
-        path = self._path / name
-        with explained(path):
-            self._path.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial(path).open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError:  # what there is of it would keep a full disk full
-                with suppress(OSError):
-                    partial(path).unlink()
-                raise
-            partial(path).replace(path)
+        """See it on the disk before it has its name."""
+
+        def written(file: BinaryIO) -> None:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+        write_together({self._path / name: written})
 
     def delete(self, name: str) -> None:
         """Remove one."""
