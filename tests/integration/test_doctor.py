@@ -137,6 +137,8 @@ def test_a_cluster_is_asked_for_and_so_is_its_token(made: Project, machine: pyte
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         head.listen()
+        machine.setenv("RAY_ADDRESS", f"http://127.0.0.1:{head.getsockname()[1]}")
+        assert "is not HOST:PORT, auto or local" in found(made.root)["Ray"].finding
         machine.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
         assert "holds no token" in found(made.root)["Ray"].finding
         machine.setenv("RAY_AUTH_TOKEN", "very secret")

@@ -36,6 +36,7 @@ from resflow.errors import ClusterError, ResflowError, TrainingError
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
+from resflow.training.address import check_address
 from resflow.training.checkpoint import Folder, LocalFolder
 from resflow.training.display import Display, Event, Meter, Timing
 from resflow.training.gradients import parts
@@ -157,7 +158,7 @@ def connected(job: Job, address: str | None) -> Iterator[None]:
 def _prepare(job: Job, address: str | None) -> None:
     """What workers need before they are: a cluster that answers, and the arrays in the bucket."""
     if address:
-        _check_reachable(address)
+        check_address(address)
         _prepare_to_join()
     if isinstance(job.runs, Bucket):
         job.runs.send(job.arrays)
@@ -187,7 +188,7 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
             logging_level=logging.WARNING,
             **options,
         )
-    except (AuthenticationError, OSError, RayError, RuntimeError, ValueError) as error:  # the last: no address at all
+    except (AuthenticationError, OSError, RayError, RuntimeError, ValueError) as error:  # the last: a port below 1024
         raise _no_entry(address, error) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
@@ -434,16 +435,6 @@ def _on_cluster_gpu(train: Train, address: str | None) -> bool:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     enough = 1 if train.device == "cuda" else train.workers[0]
     return compute.on_gpu(train.device, resources.get("GPU", 0) >= enough)
-
-
-def _check_reachable(address: str) -> None:
-    """Fail within seconds where Ray itself would try for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return
-    with suppress(OSError), socket.create_connection((host, int(port)), timeout=3):
-        return
-    raise TrainingError(f"RAY_ADDRESS={address}", "nothing answers there", "Start the cluster, or unset RAY_ADDRESS")
 
 
 def _prepare_to_join() -> None:

@@ -1,0 +1,35 @@
+"""`RAY_ADDRESS`: what may stand there, and whether a cluster answers. Joining it is `cluster`."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from resflow.errors import TrainingError
+
+__all__ = ["check_address"]
+
+SECONDS = 3.0
+"""How long a head may take to accept a connection; Ray itself would try for minutes."""
+
+
+def check_address(address: str) -> None:
+    """Pass where something listens, or where Ray is to find out by itself. Raises `TrainingError`."""
+    if address in ("auto", "local"):
+        return
+    where = f"RAY_ADDRESS={address}"
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number, or too large
+        host, port = None, None
+    if not host or not port or parts.netloc != address:
+        mend = (
+            "Write it like 10.0.0.5:6379, the port that `ray start --head` names, or unset it to train on this machine"
+        )
+        raise TrainingError(where, "is not HOST:PORT, auto or local", mend)
+    try:
+        socket.create_connection((host, port), timeout=SECONDS).close()
+    except OSError as error:
+        mend = "Start the cluster, or unset RAY_ADDRESS"
+        raise TrainingError(where, f"nothing answers there ({error})", mend) from error
