@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resflow.errors import ResflowError, SetupError
+from resflow.files import home
 
 __all__ = ["Finding", "examine"]
 
@@ -227,13 +228,13 @@ def _own_credentials() -> str:
         raise SetupError(given[0], f"is set, but {other} is not", f"Set {other} too")
     if given:
         return f"{pair[0]} and {pair[1]} of the environment"
-    shared = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    shared = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or home() / ".aws" / "credentials")
     return str(shared) if shared.exists() else "none in the environment or in ~/.aws; boto3 looks for a role"
 
 
 def _prefect(root: Path) -> str:
-    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
-    settings = (home / "profiles.toml", root / "prefect.toml", root / ".env")
+    place = Path(os.environ.get("PREFECT_HOME") or home() / ".prefect")
+    settings = (place / "profiles.toml", root / "prefect.toml", root / ".env")
     if "PREFECT_API_URL" in os.environ or any(path.exists() for path in settings):  # importing Prefect takes 2 s
         from flows.server import check
 
@@ -258,7 +259,7 @@ def _ray_token() -> str:
         return "without tokens (RAY_AUTH_MODE=disabled)"
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "token from RAY_AUTH_TOKEN"
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or home() / ".ray" / "auth_token")
     if path.is_file():
         return f"token from {path}"
     mend = "Copy it from the cluster's head, or make one on a new cluster: `ray get-auth-token --generate`"

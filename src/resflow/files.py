@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from resflow.errors import SetupError
 
-__all__ = ["csv_bytes", "explained", "json_bytes", "partial", "sha256", "write", "write_together"]
+__all__ = ["csv_bytes", "explained", "home", "json_bytes", "partial", "sha256", "write", "write_together"]
 
 DIGITS = 6
 """Decimal places of floats in JSON and CSV, or significant digits of those below 1, such as a learning rate: more would
@@ -91,6 +91,15 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(inner) for inner in value]
     return value
+
+
+def home() -> Path:
+    """The user's home. Raises `SetupError` where HOME is not set and the user, as in a container, has no entry."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        mend = "Set HOME to a folder that can be written to"
+        raise SetupError("HOME", f"is not set, and user {os.getuid()} has no home by itself", mend) from error
 
 
 def partial(path: Path) -> Path:

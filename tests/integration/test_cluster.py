@@ -166,6 +166,13 @@ def test_what_is_no_address_is_one_error(prepared: Project, address: str) -> Non
     )
 
 
+def test_a_home_that_ray_cannot_write_to_is_one_error(prepared: Project) -> None:
+    home = prepared.root / "README.md"
+    last = prepared.run("resflow", "stage", "train", code=1, HOME=str(home)).err.splitlines()[-1]
+    assert last.startswith(f"train: {home}/.ray: Ray cannot write it (")
+    assert last.endswith("Set HOME to a folder that can be written to")
+
+
 def test_who_waits_for_gpus_that_the_cluster_has_not_is_told(prepared: Project, cluster: dict[str, str]) -> None:
     prepared.edit(train__device="cuda")
     driver = start(prepared, cluster)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,3 +54,14 @@ def test_json_refuses_what_is_not_a_number() -> None:
 
 def test_csv_has_a_header_rounded_floats_and_unix_line_ends() -> None:
     assert csv_bytes(("epoch", "loss"), [(1, 0.12345678), (2, 0.5)]) == b"epoch,loss\n1,0.123457\n2,0.5\n"
+
+
+def test_a_user_without_a_home_is_told_to_set_one() -> None:
+    given = {name: value for name, value in os.environ.items() if name != "HOME"}
+    stranger = ["setpriv", "--ruid=4321"]  # whose home is asked for; what may be read stays the same
+    if subprocess.run([*stranger, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to be another user (root)")
+    ask = [sys.executable, "-c", "from resflow.files import home; home()"]
+    said = subprocess.run([*stranger, *ask], env=given, capture_output=True, text=True, check=False).stderr
+    mend = "Set HOME to a folder that can be written to"
+    assert said.splitlines()[-1].endswith(f"SetupError: HOME: is not set, and user 4321 has no home by itself. {mend}")

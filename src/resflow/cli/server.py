@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from resflow.files import home
+
 __all__ = ["check", "show_tasks", "start"]
 
 ERASE_LINE_ABOVE = "\x1b[1A\x1b[2K"
@@ -16,6 +18,7 @@ ERASE_LINE_ABOVE = "\x1b[1A\x1b[2K"
 
 def start() -> Callable[[], None]:
     """See to the Prefect server of a run, the configured one or a temporary one; the function returned waits for it."""
+    home()  # which Prefect asks for when it is imported
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     _keep_quiet()
     from flows import temporary
@@ -29,6 +32,7 @@ def start() -> Callable[[], None]:
 
 
 def check(needed: bool) -> str | None:
+    home()  # as above
     _keep_quiet()
     from flows import server
 

@@ -32,7 +32,8 @@ from resflow import compute
 from resflow.data import arrays, shards
 from resflow.data.arrays import Split
 from resflow.data.stream import Stream
-from resflow.errors import ClusterError, ResflowError, TrainingError
+from resflow.errors import ClusterError, ResflowError, SetupError, TrainingError
+from resflow.files import home
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
@@ -79,6 +80,7 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[Tim
     Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts; also what a worker
     raised last, such as `SetupError` on a full disk.
     """
+    home()  # which Ray asks for when it is imported
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor more; our checkpoints need no notice
@@ -147,8 +149,9 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
 def connected(job: Job, address: str | None) -> Iterator[None]:
     """Ray for trainings of a study, which are functions of their own: here, or the cluster at `address`.
 
-    The nodes of a cluster find the arrays where `job.runs` says. Raises `TrainingError`, or `StoreError`.
+    The nodes of a cluster find the arrays where `job.runs` says. Raises `TrainingError`, `SetupError` or `StoreError`.
     """
+    home()  # as above
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _prepare(job, address)
     with _started(job, address):
@@ -166,7 +169,10 @@ def _prepare(job: Job, address: str | None) -> None:
 
 @contextmanager
 def _started(job: Job, address: str | None) -> Iterator[None]:
-    """Ray on this machine, or the cluster at `address`, for as long as it is needed. Raises `TrainingError`."""
+    """Ray on this machine, or the cluster at `address`, for as long as it is needed.
+
+    Raises `TrainingError`, or `SetupError` where Ray cannot write its files.
+    """
     import ray
     from ray.exceptions import AuthenticationError, RayError
 
@@ -406,7 +412,7 @@ def local_arrays(job: Job) -> Path:
     if job.arrays.whole(job.arrays.folder):
         return job.arrays.folder
     if isinstance(job.runs, Bucket):
-        return job.runs.fetch(job.arrays, Path.home() / ".cache" / "resflow" / "arrays")
+        return job.runs.fetch(job.arrays, home() / ".cache" / "resflow" / "arrays")
     problem = "are not, or not the same, on a node of the cluster"
     mend = "Share that folder, or name an s3:// prefix in RESFLOW_STORAGE, from where nodes fetch them"
     raise TrainingError(str(job.arrays.folder), problem, mend)
@@ -439,14 +445,18 @@ def _on_cluster_gpu(train: Train, address: str | None) -> bool:
 
 def _prepare_to_join() -> None:
     """Settings for joining a cluster that Ray reads once, when it is imported."""
-    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or home() / ".ray" / "auth_token")
     if os.environ.get("RAY_AUTH_TOKEN") or token_file.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # else a driver that joins a cluster keeps its token to itself
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # seconds until a wrong token is told; 20 by default
 
 
-def _no_entry(address: str | None, error: BaseException) -> TrainingError:
+def _no_entry(address: str | None, error: BaseException) -> TrainingError | SetupError:
     """Why Ray did not start, or its cluster did not let this machine in."""
+    if isinstance(error, OSError) and error.filename:
+        at_home = Path(error.filename).is_relative_to(home())
+        mend = "Set HOME to a folder that can be written to" if at_home else "Check the disk and the permissions there"
+        return SetupError(str(error.filename), f"Ray cannot write it ({error.strerror})", mend)
     where = f"RAY_ADDRESS={address}" if address else "train.num_workers"
     reasons: list[str] = []
     link: BaseException | None = error
