@@ -156,6 +156,32 @@ def test_a_bucket_that_is_missing_is_told_before_anything_else(bucket: Bucket) -
         pass
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"secret_key": "wrong"}, {"access_key": "nobody"}, {"access_key": None, "secret_key": None}],
+    ids=["secret", "user", "none"],
+)
+def test_keys_that_the_store_refuses_are_to_be_checked(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, given: dict[str, str | None]
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    told = (
+        f"workers at {bucket.endpoint} (.+) Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may list"
+    )
+    with pytest.raises(StoreError, match=told) as refused:
+        replace(bucket, **given).check("0" * 16)  # type: ignore[arg-type]
+    assert type(refused.value) is StoreError, "trying again would not help"
+
+
+@pytest.mark.parametrize("spoil", ["path", "https", "name"])
+def test_an_endpoint_at_which_the_store_is_not_is_named(bucket: Bucket, spoil: str) -> None:
+    right = str(bucket.endpoint)
+    wrong = {"path": f"{right}/s3", "https": right.replace("http", "https"), "name": "http://nowhere.invalid:1"}[spoil]
+    with pytest.raises(StoreError, match=f"workers at {wrong} (.+) See that AWS_ENDPOINT_URL_S3 is right"):
+        replace(bucket, endpoint=wrong).check("0" * 16)
+
+
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"])
 def test_a_store_that_does_not_answer_may_do_so_later(bucket: Bucket, answer: bytes) -> None:
     class Answers(socketserver.BaseRequestHandler):

@@ -36,6 +36,8 @@ RUN = re.compile(r"[0-9a-f]{16}")
 """Names of runs and arrays; whatever else lies beside them is not ours to remove."""
 PASSING = re.compile("NETWORK_CONNECTION|REQUEST_TIMEOUT|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|HTTP status 5")
 """What Arrow's errors hold where the store does not answer, or says that it cannot now."""
+REFUSED = re.compile("ACCESS_DENIED|ACCESS_KEY_ID|SIGNATURE|_TOKEN|(Expired|Invalid)Token|_CLIENT|HTTP status 403")
+"""What they hold where the store refuses the keys, or what these may do."""
 LOCK = "lock"
 """A file of each run's folder, or an object there, which whoever trains the run holds: `stages.runs`."""
 MARK = "run"
@@ -127,7 +129,7 @@ class Bucket:
                 continue
             if sha256(path) != digest:  # nobody could mend in the store what was sent damaged
                 raise DataError(str(path), "is missing, or not what was prepared", ANEW)
-            with _translated(self.url):
+            with _translated(self.url, self.endpoint):
                 folder.copy_in(path, name)
 
     def fetch(self, arrays: Arrays, cache: Path) -> Path:
@@ -143,7 +145,7 @@ class Bucket:
             for name, digest in arrays.digests.items():
                 if sha256(folder / name) == digest:
                     continue
-                with _translated(self.url):
+                with _translated(self.url, self.endpoint):
                     remote.copy_out(name, partial(folder / name))
                 if sha256(partial(folder / name)) != digest:
                     partial(folder / name).unlink()
@@ -203,17 +205,20 @@ class BucketFolder:
     def read(self, name: str) -> bytes:
         """The content of one. Raises `FileNotFoundError`, or `StoreError`: a store out of reach has lost nothing."""
         where = f"{self._path}/{name}"
-        with _translated(str(self), but=FileNotFoundError), self._fs.open_input_file(where) as file:
+        with (
+            _translated(str(self), self._bucket.endpoint, but=FileNotFoundError),
+            self._fs.open_input_file(where) as file,
+        ):
             return bytes(file.read())
 
     def write(self, name: str, content: bytes) -> None:
         """Write one, whole or not at all. Raises `StoreError`."""
-        with _translated(str(self)), self._fs.open_output_stream(f"{self._path}/{name}") as file:
+        with _translated(str(self), self._bucket.endpoint), self._fs.open_output_stream(f"{self._path}/{name}") as file:
             file.write(content)
 
     def delete(self, name: str) -> None:
         """Remove one, whether or not it is there."""
-        with _translated(str(self)), suppress(FileNotFoundError):
+        with _translated(str(self), self._bucket.endpoint), suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._path}/{name}")
 
     def touched(self) -> float:
@@ -222,7 +227,7 @@ class BucketFolder:
 
     def remove(self, keep: str = "") -> None:
         """Remove all that lies there and below, but for the object `keep`."""
-        with _translated(str(self)), suppress(FileNotFoundError):
+        with _translated(str(self), self._bucket.endpoint), suppress(FileNotFoundError):
             if not keep:
                 self._fs.delete_dir(self._path)
                 return
@@ -235,7 +240,7 @@ class BucketFolder:
     def _listed(self, *, recursive: bool = True) -> list[Any]:
         from pyarrow.fs import FileSelector
 
-        with _translated(str(self)):
+        with _translated(str(self), self._bucket.endpoint):
             selector = FileSelector(self._path, allow_not_found=True, recursive=recursive)
             return list(self._fs.get_file_info(selector))
 
@@ -262,7 +267,7 @@ def _clean(cache: Path) -> None:
 
 
 @contextmanager
-def _translated(where: str, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+def _translated(where: str, endpoint: str | None, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
     """Arrow's errors are `OSError`, which for an object store means the store."""
     try:
         yield
@@ -270,6 +275,10 @@ def _translated(where: str, but: type[OSError] | tuple[()] = ()) -> Iterator[Non
         raise
     except OSError as error:
         reason = " ".join(str(error).split())[:300]
-        mend = "See that the store answers and the bucket exists (`resflow doctor`), then run again"
+        mend = "See that AWS_ENDPOINT_URL_S3 is right and the bucket exists (`resflow doctor`), then run again"
+        if REFUSED.search(reason):
+            mend = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may list, read and write there"
         kind = StoreUnavailable if PASSING.search(reason) else StoreError
-        raise kind(where, f"cannot be used for checkpoints and data of workers ({reason})", mend) from error
+        store = f" at {endpoint}" if endpoint else ""
+        problem = f"cannot be used for checkpoints and data of workers{store} ({reason})"
+        raise kind(where, problem, mend) from error
