@@ -259,7 +259,9 @@ def _ray_token() -> str:
         return "without tokens (RAY_AUTH_MODE=disabled)"
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "token from RAY_AUTH_TOKEN"
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or home() / ".ray" / "auth_token")
+    from resflow.training.address import token_path
+
+    path = token_path()
     if path.is_file():
         return f"token from {path}"
     mend = "Copy it from the cluster's head, or make one on a new cluster: `ray get-auth-token --generate`"

@@ -1,13 +1,16 @@
-"""`RAY_ADDRESS`: what may stand there, and whether a cluster answers. Joining it is `cluster`."""
+"""`RAY_ADDRESS`: what may stand there, whether a cluster answers, and the token for it. Joining it is `cluster`."""
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from resflow.errors import TrainingError
+from resflow.files import home
 
-__all__ = ["check_address"]
+__all__ = ["check_address", "token_path"]
 
 SECONDS = 3.0
 """How long a head may take to accept a connection; Ray itself would try for minutes."""
@@ -33,3 +36,8 @@ def check_address(address: str) -> None:
     except OSError as error:
         mend = "Start the cluster, or unset RAY_ADDRESS"
         raise TrainingError(where, f"nothing answers there ({error})", mend) from error
+
+
+def token_path() -> Path:
+    """Where Ray looks for the token of a cluster that `RAY_AUTH_TOKEN` does not hold. Raises `SetupError`."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or home() / ".ray" / "auth_token")

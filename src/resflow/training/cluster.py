@@ -37,7 +37,7 @@ from resflow.files import home
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
-from resflow.training.address import check_address
+from resflow.training.address import check_address, token_path
 from resflow.training.checkpoint import Folder, LocalFolder
 from resflow.training.display import Display, Event, Meter, Timing
 from resflow.training.gradients import parts
@@ -445,8 +445,7 @@ def _on_cluster_gpu(train: Train, address: str | None) -> bool:
 
 def _prepare_to_join() -> None:
     """Settings for joining a cluster that Ray reads once, when it is imported."""
-    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or home() / ".ray" / "auth_token")
-    if os.environ.get("RAY_AUTH_TOKEN") or token_file.is_file():
+    if os.environ.get("RAY_AUTH_TOKEN") or token_path().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # else a driver that joins a cluster keeps its token to itself
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # seconds until a wrong token is told; 20 by default
 

@@ -129,7 +129,7 @@ class Bucket:
                 continue
             if sha256(path) != digest:  # nobody could mend in the store what was sent damaged
                 raise DataError(str(path), "is missing, or not what was prepared", ANEW)
-            with _translated(self.url, self.endpoint):
+            with self.translated(self.url):
                 folder.copy_in(path, name)
 
     def fetch(self, arrays: Arrays, cache: Path) -> Path:
@@ -145,7 +145,7 @@ class Bucket:
             for name, digest in arrays.digests.items():
                 if sha256(folder / name) == digest:
                     continue
-                with _translated(self.url, self.endpoint):
+                with self.translated(self.url):
                     remote.copy_out(name, partial(folder / name))
                 if sha256(partial(folder / name)) != digest:
                     partial(folder / name).unlink()
@@ -176,6 +176,23 @@ class Bucket:
             if folder.touched() < oldest:
                 folder.remove()
 
+    @contextmanager
+    def translated(self, where: str, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+        """Arrow's errors are `OSError`, which for an object store means the store. Errors name it and `where`."""
+        try:
+            yield
+        except but:
+            raise
+        except OSError as error:
+            reason = " ".join(str(error).split())[:300]
+            mend = "See that AWS_ENDPOINT_URL_S3 is right and the bucket exists (`resflow doctor`), then run again"
+            if REFUSED.search(reason):
+                mend = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may list, read and write there"
+            kind = StoreUnavailable if PASSING.search(reason) else StoreError
+            store = f" at {self.endpoint}" if self.endpoint else ""
+            problem = f"cannot be used for checkpoints and data of workers{store} ({reason})"
+            raise kind(where, problem, mend) from error
+
     def _below(self, prefix: str) -> list[str]:
         """The runs, or the arrays, that have something there."""
         return [name for name in self.folder(prefix).folders() if RUN.fullmatch(name)]
@@ -205,20 +222,17 @@ class BucketFolder:
     def read(self, name: str) -> bytes:
         """The content of one. Raises `FileNotFoundError`, or `StoreError`: a store out of reach has lost nothing."""
         where = f"{self._path}/{name}"
-        with (
-            _translated(str(self), self._bucket.endpoint, but=FileNotFoundError),
-            self._fs.open_input_file(where) as file,
-        ):
+        with self._bucket.translated(str(self), but=FileNotFoundError), self._fs.open_input_file(where) as file:
             return bytes(file.read())
 
     def write(self, name: str, content: bytes) -> None:
         """Write one, whole or not at all. Raises `StoreError`."""
-        with _translated(str(self), self._bucket.endpoint), self._fs.open_output_stream(f"{self._path}/{name}") as file:
+        with self._bucket.translated(str(self)), self._fs.open_output_stream(f"{self._path}/{name}") as file:
             file.write(content)
 
     def delete(self, name: str) -> None:
         """Remove one, whether or not it is there."""
-        with _translated(str(self), self._bucket.endpoint), suppress(FileNotFoundError):
+        with self._bucket.translated(str(self)), suppress(FileNotFoundError):
             self._fs.delete_file(f"{self._path}/{name}")
 
     def touched(self) -> float:
@@ -227,7 +241,7 @@ class BucketFolder:
 
     def remove(self, keep: str = "") -> None:
         """Remove all that lies there and below, but for the object `keep`."""
-        with _translated(str(self), self._bucket.endpoint), suppress(FileNotFoundError):
+        with self._bucket.translated(str(self)), suppress(FileNotFoundError):
             if not keep:
                 self._fs.delete_dir(self._path)
                 return
@@ -240,7 +254,7 @@ class BucketFolder:
     def _listed(self, *, recursive: bool = True) -> list[Any]:
         from pyarrow.fs import FileSelector
 
-        with _translated(str(self), self._bucket.endpoint):
+        with self._bucket.translated(str(self)):
             selector = FileSelector(self._path, allow_not_found=True, recursive=recursive)
             return list(self._fs.get_file_info(selector))
 
@@ -264,21 +278,3 @@ def _clean(cache: Path) -> None:
             if RUN.fullmatch(lock.parent.name) and time.time() - lock.stat().st_mtime > KEPT_DAYS * 86400:
                 with FileLock(lock, timeout=0):
                     shutil.rmtree(lock.parent)
-
-
-@contextmanager
-def _translated(where: str, endpoint: str | None, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
-    """Arrow's errors are `OSError`, which for an object store means the store."""
-    try:
-        yield
-    except but:
-        raise
-    except OSError as error:
-        reason = " ".join(str(error).split())[:300]
-        mend = "See that AWS_ENDPOINT_URL_S3 is right and the bucket exists (`resflow doctor`), then run again"
-        if REFUSED.search(reason):
-            mend = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may list, read and write there"
-        kind = StoreUnavailable if PASSING.search(reason) else StoreError
-        store = f" at {endpoint}" if endpoint else ""
-        problem = f"cannot be used for checkpoints and data of workers{store} ({reason})"
-        raise kind(where, problem, mend) from error
