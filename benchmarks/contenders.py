@@ -28,6 +28,7 @@ from resflow import params
 from resflow.data import arrays
 from resflow.nets import altered, create
 from resflow.params import Checkpoint, Params
+from resflow.processes import keep_memory
 from resflow.training import optimizer
 
 EPOCHS = 5
@@ -146,6 +147,28 @@ def ray(folder: Path, settings: Params) -> list[float]:
     return [timing.seconds for timing in timings]
 
 
+def bare_on_ray(folder: Path, settings: Params) -> list[float]:
+    """The bare loop in a worker of Ray Train on a cluster of this machine: what Ray leaves to a loop."""
+    import ray
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def work() -> list[float]:
+        torch.set_num_threads(settings.train.threads)
+        torch.manual_seed(0)
+        keep_memory()
+        return bare(folder, settings)
+
+    ray.init("local", include_dashboard=False, log_to_driver=False)
+    trainer = TorchTrainer(
+        work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+    )
+    seconds: list[float] = trainer.fit().return_value  # type: ignore[attr-defined]
+    ray.shutdown()
+    return seconds
+
+
 def lightning(folder: Path, settings: Params) -> list[float]:
     """PyTorch Lightning, fed by the bare loop's batches."""
     import logging
@@ -262,7 +285,7 @@ def _job(folder: Path, settings: Params) -> Any:
 
 
 CONTENDERS: dict[str, Callable[[Path, Params], list[float]]] = {
-    function.__name__: function for function in (bare, torchrun, loop, ray, lightning, accelerate)
+    function.__name__: function for function in (bare, torchrun, loop, ray, bare_on_ray, lightning, accelerate)
 }
 
 
@@ -286,7 +309,9 @@ def main() -> None:
     settings = params.parse(tree, "params.yaml")
     torch.set_num_threads(settings.train.threads)
     torch.manual_seed(0)
-    on_cluster = arguments.name == "ray" and (arguments.workers > 1 or "RAY_ADDRESS" in os.environ)
+    on_cluster = arguments.name == "bare_on_ray" or (
+        arguments.name == "ray" and (arguments.workers > 1 or "RAY_ADDRESS" in os.environ)
+    )
     peak = memory.watch_workers(arguments.workers) if on_cluster else memory.own
     seconds = statistics.median(CONTENDERS[arguments.name](arguments.folder, settings)[1:])
     steps = len(arrays.load(arguments.folder, "train").labels) // settings.train.batch_size
