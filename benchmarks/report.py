@@ -35,5 +35,6 @@ def record(title: str, command: str, body: str) -> None:
     print(part)
     page = PAGE.read_text() if PAGE.exists() else HEAD
     _, *parts = re.split(r"(?m)^(?=## )", page)
-    others = [text for text in parts if not text.startswith(f"## {title}\n")]
-    write(PAGE, "\n".join(text.rstrip() + "\n" for text in [HEAD, *others, part]).encode())
+    place = next((number for number, text in enumerate(parts) if text.startswith(f"## {title}\n")), len(parts))
+    parts[place : place + 1] = [part]
+    write(PAGE, "\n".join(text.rstrip() + "\n" for text in [HEAD, *parts]).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import report
 
 
-def test_a_part_takes_its_predecessors_place_at_the_end_and_an_older_head_is_renewed(tmp_path, monkeypatch):
+def test_a_part_takes_its_predecessors_place_and_an_older_head_is_renewed(tmp_path, monkeypatch):
     page = tmp_path / "benchmarks.md"
     monkeypatch.setattr(report, "PAGE", page)
     report.record("One", "first", "old\n")
@@ -15,6 +15,7 @@ def test_a_part_takes_its_predecessors_place_at_the_end_and_an_older_head_is_ren
     report.record("One", "first", "new\n")
     head, *parts = page.read_text().split("\n## ")
     assert head == report.HEAD
-    assert [part.partition("\n")[0] for part in parts] == ["One and two", "One"]
+    assert [part.partition("\n")[0] for part in parts] == ["One", "One and two"]
     assert "old" not in page.read_text()
-    assert page.read_text().endswith("\n\nnew\n")
+    assert page.read_text().endswith("\n\ntwo\n")
+    assert "\n\nnew\n\n## One and two\n" in page.read_text()
