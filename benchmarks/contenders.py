@@ -150,7 +150,7 @@ def ray(folder: Path, settings: Params) -> list[float]:
 def bare_on_ray(folder: Path, settings: Params) -> list[float]:
     """The bare loop in a worker of Ray Train on a cluster of this machine: what Ray leaves to a loop."""
     import ray
-    from ray.train import ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     def work() -> list[float]:
@@ -163,6 +163,7 @@ def bare_on_ray(folder: Path, settings: Params) -> list[float]:
     trainer = TorchTrainer(
         work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(storage_path=str((folder.parents[1] / "runs").resolve())),
     )
     seconds: list[float] = trainer.fit().return_value  # type: ignore[attr-defined]
     ray.shutdown()
