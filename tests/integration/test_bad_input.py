@@ -303,9 +303,11 @@ def test_ctrl_c_ends_with_code_130_and_no_traceback(released: Project, tmp_path:
             ["resflow", *command], cwd=project.root, env=environment, stderr=subprocess.PIPE, text=True
         )
         try:
-            silent.accept()[0].recv(1)
-            os.kill(process.pid, signal.SIGINT)
-            _, said = process.communicate(timeout=60)
+            connection, _ = silent.accept()
+            with connection:  # a connection that is closed would be an answer
+                connection.recv(1)
+                os.kill(process.pid, signal.SIGINT)
+                _, said = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 130

@@ -199,13 +199,16 @@ def test_two_processes_that_start_it_at_once_get_one_store_that_outlives_them(ro
 
 
 def test_a_server_is_known_from_its_first_moment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process has no command line for a moment while it becomes another program; some are met then."""
+    """A process has no command line for a moment while it becomes another program; some are met then.
+
+    Not `weed` itself: of what it can do, all that takes a folder ends by itself at once or opens ports.
+    """
     places = server.Places(root)
     places.data.mkdir(parents=True)
     monkeypatch.chdir(places.folder)
-    program, quiet = server._weed(), [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    words = [sys.executable, "-c", "import signal; signal.pause()", f"-dir={places.data}"]
     for _ in range(400):
-        pid = os.posix_spawn(program, ["weed", "shell", f"-dir={places.data}"], os.environ, file_actions=quiet)
+        pid = os.posix_spawn(sys.executable, words, os.environ)
         try:
             assert server._serves(Path("/proc", str(pid)), places)
         finally:
