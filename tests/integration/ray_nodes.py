@@ -1,17 +1,43 @@
-"""Ray nodes as processes of a test: started, waited for, and ended with all their children."""
+"""Ray nodes as processes of a test: started, waited for, and ended with all their children; and a head without any."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.processes import descendants
+from resflow import ports
 
 START_SECONDS = 90
+
+
+@contextmanager
+def head(folder: Path) -> Iterator[int]:
+    """The port of Ray's own process that answers for a cluster, alone: it is there at once, and nothing can run."""
+    import ray
+
+    (port,) = ports.find_free(1)
+    command = [Path(ray.__file__).parent / "core/src/ray/gcs/gcs_server", f"--gcs_server_port={port}"]
+    command += [f"--log_dir={folder}", "--node-ip-address=127.0.0.1", "--session-name=alone", "--config_list=e30="]
+    with (folder / "gcs.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert process.poll() is None, (folder / "gcs.log").read_text()
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert time.monotonic() < deadline, "the head does not listen"
+            time.sleep(0.05)
+        yield port
+    finally:
+        end(process)
 
 
 def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from resflow.doctor import Finding, examine
 from resflow.storage import Endpoint
 from tests.conftest import Project, make_project, stop_store
+from tests.integration.ray_nodes import head
 
 pytestmark = pytest.mark.integration
 
@@ -134,12 +134,10 @@ def test_servers_that_are_named_but_do_not_answer_are_bad(made: Project) -> None
 
 def test_a_cluster_is_asked_for_and_so_is_its_token(made: Project, machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine.setenv("HOME", str(tmp_path))
-    with socket.socket() as head:
-        head.bind(("127.0.0.1", 0))
-        head.listen()
-        machine.setenv("RAY_ADDRESS", f"http://127.0.0.1:{head.getsockname()[1]}")
+    with head(tmp_path) as port:
+        machine.setenv("RAY_ADDRESS", f"http://127.0.0.1:{port}")
         assert "is not HOST:PORT, auto or local" in found(made.root)["Ray"].finding
-        machine.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        machine.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         assert "holds no token" in found(made.root)["Ray"].finding
         machine.setenv("RAY_AUTH_TOKEN", "very secret")
         findings = found(made.root)

@@ -12,12 +12,16 @@ from resflow.files import home
 
 __all__ = ["check_address", "token_path"]
 
-SECONDS = 3.0
-"""How long a head may take to accept a connection; Ray itself would try for minutes."""
+SECONDS, ANSWER_SECONDS = 3.0, 10.0
+"""How long a head may take to accept a connection, and to say a word then; Ray itself would try for minutes."""
+SETTINGS = 4
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0))
+"""What a client of HTTP/2, by which Ray's processes talk, says first, and whatever speaks it answers with settings of
+its own: RFC 9113, sections 3.4 and 6.5."""
 
 
 def check_address(address: str) -> None:
-    """Pass where something listens, or where Ray is to find out by itself. Raises `TrainingError`."""
+    """Pass where something speaks as Ray does, or where Ray is to find out by itself. Raises `TrainingError`."""
     if address in ("auto", "local"):
         return
     where = f"RAY_ADDRESS={address}"
@@ -32,10 +36,18 @@ def check_address(address: str) -> None:
         )
         raise TrainingError(where, "is not HOST:PORT, auto or local", mend)
     try:
-        socket.create_connection((host, port), timeout=SECONDS).close()
+        with socket.create_connection((host, port), timeout=SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return
+            connection.settimeout(ANSWER_SECONDS)
+            connection.sendall(PREFACE)
+            answer = connection.recv(4)
     except OSError as error:
         mend = "Start the cluster, or unset RAY_ADDRESS"
         raise TrainingError(where, f"nothing answers there ({error})", mend) from error
+    if answer[3:] != bytes((SETTINGS,)):
+        mend = "Name the port that `ray start --head` names, 6379 by default; its dashboard has another"
+        raise TrainingError(where, "what answers there is not the head of a Ray cluster", mend)
 
 
 def token_path() -> Path:
