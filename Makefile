@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Python compiles what it imports; most that is installed it never does, and pip would take most of a minute for all.
+export PIP_COMPILE ?= 0
 
 # What an NVIDIA build of torch brings along; it differs from machine to machine as torch itself does, so it is not locked.
 TORCH_FAMILY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
