@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ from typing import Any
 import pytest
 
 from resflow import storage
+from resflow import store as server
 from resflow.errors import StoreError, StoreUnavailable, TrainingError
 from resflow.stages import runs
 from resflow.stages.runs import Lease
 from resflow.study import plan as plans
+from resflow.training import checkpoint
+from resflow.training.checkpoint import Keeper, latest
+from resflow.training.loop import State
 from resflow.training.remote import Arrays, Bucket
 from tests.unit.study.searched import plan, record
 
@@ -195,6 +199,35 @@ def test_a_store_that_does_not_answer_may_do_so_later(bucket: Bucket, answer: by
         with pytest.raises(StoreUnavailable, match="cannot be used for checkpoints"):
             away.check("0" * 16)
         server.shutdown()
+
+
+def test_a_checkpoint_is_written_once_a_store_that_is_started_anew_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = server.start(tmp_path)
+    try:
+        storage.ensure_bucket(endpoint, "resflow")
+        for name, value in endpoint.environment().items():
+            monkeypatch.setenv(name, value)
+        bucket = runs.place(tmp_path, "s3://resflow/runs")
+        assert isinstance(bucket, Bucket)
+        folder = bucket.folder("0" * 16)
+        with closing(Keeper(folder, device="cpu", steps=0, seconds=0)) as keeper:
+            server.stop(tmp_path)
+            keeper.keep(State(step=1))
+            server.start(tmp_path)
+            keeper.keep(State(step=2))
+        assert [found.step for found in [latest(folder, "cpu")] if found] == [2]
+        assert len([name for name in folder.names() if name.endswith(".pt")]) == 2
+
+        server.stop(tmp_path)
+        monkeypatch.setattr(checkpoint, "PAUSES", (0.1,))
+        keeper = Keeper(folder, device="cpu", steps=0, seconds=0)
+        keeper.keep(State(step=3))
+        with pytest.raises(StoreUnavailable, match="cannot be used for checkpoints"):
+            keeper.close()
+    finally:
+        server.stop(tmp_path)
 
 
 def test_a_run_whose_checkpoints_were_removed_leaves_nothing_and_one_that_was_left_all(bucket: Bucket) -> None:

@@ -16,12 +16,14 @@ import os
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
 
+from resflow.errors import StoreUnavailable
 from resflow.files import explained, write_together
 from resflow.training.loop import Epoch, State
 
@@ -29,6 +31,9 @@ __all__ = ["Folder", "Keeper", "LocalFolder", "decode", "latest", "latest_bytes"
 
 FORMAT = b"resflow-state-2\n"  # raise when the layout changes; others are passed over
 KEPT = 2
+PAUSES = (1.0, 2.0, 4.0)
+"""Seconds between two tries to write where the store does not answer: with them, one may be started anew meanwhile, and
+less passes than the 20 s after which the lease of a run that could not be renewed is given up."""
 
 
 class Folder(Protocol):
@@ -41,7 +46,7 @@ class Folder(Protocol):
         """Raises `FileNotFoundError`, another `OSError` for a damaged file, or `ResflowError`."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all. Raises `ResflowError`."""
+        """Whole or not at all. Raises `ResflowError`, of which `StoreUnavailable` may pass."""
 
     def delete(self, name: str) -> None:
         """Whether or not it is there. Raises `ResflowError`."""
@@ -120,8 +125,16 @@ class Keeper:
             self._pool.shutdown()
 
     def _write(self, state: State) -> None:
-        name = _name(state, self._device)
-        self._folder.write(name, _encode(state))
+        name, content = _name(state, self._device), _encode(state)
+        for pause in PAUSES:
+            with suppress(StoreUnavailable):
+                self._place(name, content)
+                return
+            time.sleep(pause)
+        self._place(name, content)
+
+    def _place(self, name: str, content: bytes) -> None:
+        self._folder.write(name, content)
         names = _newest_first(self._folder, self._device)
         older = [other for other in names if other <= name]  # one ahead is damaged, else the run had gone on from it
         for other in set(names) - set(older[:KEPT]):
