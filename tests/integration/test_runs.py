@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from resflow.study import plan as plans
 from resflow.training import checkpoint
 from resflow.training.checkpoint import Keeper, latest
 from resflow.training.loop import State
-from resflow.training.remote import Arrays, Bucket
+from resflow.training.remote import Arrays, Bucket, BucketFolder
 from tests.unit.study.searched import plan, record
 
 pytestmark = pytest.mark.integration
@@ -201,6 +201,13 @@ def test_a_store_that_does_not_answer_may_do_so_later(bucket: Bucket, answer: by
         server.shutdown()
 
 
+def keep_and_stop(folder: BucketFolder) -> None:
+    """As SIGTERM has it: a stop does not wait for a store that is gone, and is told as the stop that it is."""
+    with Keeper(folder, device="cpu", steps=0, seconds=0) as keeper:
+        keeper.keep(State(step=3))
+        sys.exit()
+
+
 def test_a_checkpoint_is_written_once_a_store_that_is_started_anew_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +219,8 @@ def test_a_checkpoint_is_written_once_a_store_that_is_started_anew_answers(
         bucket = runs.place(tmp_path, "s3://resflow/runs")
         assert isinstance(bucket, Bucket)
         folder = bucket.folder("0" * 16)
-        with closing(Keeper(folder, device="cpu", steps=0, seconds=0)) as keeper:
+        monkeypatch.setattr(checkpoint, "PATIENCE", 60)
+        with Keeper(folder, device="cpu", steps=0, seconds=0) as keeper:
             server.stop(tmp_path)
             keeper.keep(State(step=1))
             server.start(tmp_path)
@@ -221,11 +229,14 @@ def test_a_checkpoint_is_written_once_a_store_that_is_started_anew_answers(
         assert len([name for name in folder.names() if name.endswith(".pt")]) == 2
 
         server.stop(tmp_path)
-        monkeypatch.setattr(checkpoint, "PAUSES", (0.1,))
-        keeper = Keeper(folder, device="cpu", steps=0, seconds=0)
-        keeper.keep(State(step=3))
-        with pytest.raises(StoreUnavailable, match="cannot be used for checkpoints"):
-            keeper.close()
+        with pytest.raises(SystemExit):
+            keep_and_stop(folder)
+        monkeypatch.setattr(checkpoint, "PATIENCE", 0)
+        with (
+            pytest.raises(StoreUnavailable, match="cannot be used for checkpoints"),
+            Keeper(folder, device="cpu", steps=0, seconds=0) as keeper,
+        ):
+            keeper.keep(State(step=3))
     finally:
         server.stop(tmp_path)
 

@@ -36,18 +36,28 @@ def check_address(address: str) -> None:
         )
         raise TrainingError(where, "is not HOST:PORT, auto or local", mend)
     try:
-        with socket.create_connection((host, port), timeout=SECONDS) as connection:
-            if os.environ.get("RAY_USE_TLS") == "1":
-                return
-            connection.settimeout(ANSWER_SECONDS)
-            connection.sendall(PREFACE)
-            answer = connection.recv(4)
+        connection = socket.create_connection((host, port), timeout=SECONDS)
     except OSError as error:
         mend = "Start the cluster, or unset RAY_ADDRESS"
         raise TrainingError(where, f"nothing answers there ({error})", mend) from error
-    if answer[3:] != bytes((SETTINGS,)):
-        mend = "Name the port that `ray start --head` names, 6379 by default; its dashboard has another"
-        raise TrainingError(where, "what answers there is not the head of a Ray cluster", mend)
+    with connection:
+        if os.environ.get("RAY_USE_TLS", "").lower() not in ("1", "true") and not _is_head(connection):
+            mend = (
+                "Name the port that `ray start --head` names, 6379 by default, and not its dashboard's; "
+                "for a head with TLS set RAY_USE_TLS=1"
+            )
+            raise TrainingError(where, "what listens there does not answer as the head of a Ray cluster does", mend)
+
+
+def _is_head(connection: socket.socket) -> bool:
+    """Whether what is at the other end speaks HTTP/2."""
+    connection.settimeout(ANSWER_SECONDS)
+    try:
+        connection.sendall(PREFACE)
+        with connection.makefile("rb") as answer:
+            return answer.read(4)[3:] == bytes((SETTINGS,))
+    except OSError:
+        return False
 
 
 def token_path() -> Path:

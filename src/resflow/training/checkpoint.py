@@ -14,16 +14,17 @@ import hashlib
 import io
 import os
 import sys
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 import torch
 
-from resflow.errors import StoreUnavailable
+from resflow.errors import ResflowError, StoreError, StoreUnavailable
 from resflow.files import explained, write_together
 from resflow.training.loop import Epoch, State
 
@@ -31,9 +32,9 @@ __all__ = ["Folder", "Keeper", "LocalFolder", "decode", "latest", "latest_bytes"
 
 FORMAT = b"resflow-state-2\n"  # raise when the layout changes; others are passed over
 KEPT = 2
-PAUSES = (1.0, 2.0, 4.0)
-"""Seconds between two tries to write where the store does not answer: with them, one may be started anew meanwhile, and
-less passes than the 20 s after which the lease of a run that could not be renewed is given up."""
+PATIENCE, PAUSE = 15.0, 1.0
+"""Seconds within which a store that does not answer is tried again, and between two tries: it may be started anew
+meanwhile. Less than after which the lease of a run is given up where it could not be renewed (`stages.runs`)."""
 
 
 class Folder(Protocol):
@@ -89,14 +90,27 @@ class Keeper:
     """Keeps a checkpoint every `steps` steps and every `seconds` seconds, 0 meaning never, and whenever told to.
 
     Training goes on while one is written, in another thread. A checkpoint that comes while the one before it is still
-    being written waits for it; an error of writing is raised by the next call.
+    being written waits for it; an error of writing is raised by the next call. As a context it closes at the end; what
+    ends it early is raised, and not what became of a checkpoint then.
     """
 
     def __init__(self, folder: Folder, *, device: str, steps: int, seconds: float) -> None:
         self._folder, self._device, self._steps, self._seconds = folder, device, steps, seconds
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._leaving = threading.Event()
         self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        self._leaving.set()
+        with suppress(ResflowError):
+            self.close()
 
     def due_by_steps(self, step: int) -> bool:
         """Whether `steps` divide `step`."""
@@ -126,12 +140,19 @@ class Keeper:
 
     def _write(self, state: State) -> None:
         name, content = _name(state, self._device), _encode(state)
-        for pause in PAUSES:
-            with suppress(StoreUnavailable):
+        last, tried = time.monotonic() + PATIENCE, False
+        while True:
+            try:
                 self._place(name, content)
                 return
-            time.sleep(pause)
-        self._place(name, content)
+            except StoreError as error:
+                # one that starts refuses keys for a moment, until it knows them
+                may_pass = tried or isinstance(error, StoreUnavailable)
+                if not may_pass or time.monotonic() > last or self._leaving.wait(PAUSE):
+                    raise
+                if not tried:
+                    print(f"a checkpoint is tried again for {PATIENCE:g} s: {error}", file=sys.stderr, flush=True)
+                tried = True
 
     def _place(self, name: str, content: bytes) -> None:
         self._folder.write(name, content)

@@ -342,7 +342,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | TrainingE
     state = _common_state(folder, device.type, rank, world)
     keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
     timings: list[Timing] = []
-    with closing(keeper), _training(job, place, rank, world) as (training, count):
+    with keeper, _training(job, place, rank, world) as (training, count):
         steps = max(1, count // job.train.batch_size)
         meter = Meter(steps, job.train.batch_size, state.step, config["show"]) if rank == 0 else None
         if meter and state.step:
