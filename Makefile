@@ -6,9 +6,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# Python compiles a module when it first imports it. Most that are installed it never does, and pip would compile them all, for
-# most of a minute. PIP_COMPILE=1 has it so: where .venv cannot be written to later, or PYTHONDONTWRITEBYTECODE is set.
-export PIP_COMPILE ?= 0
 
 # What an NVIDIA build of torch brings along; it differs from machine to machine as torch itself does, so it is not locked.
 TORCH_FAMILY := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
