@@ -27,7 +27,7 @@ from tests.integration.ray_nodes import gone
 RECIPE: dict[str, Any] = {"train__epochs": 8, "train__batch_size": 10, "checkpoint__steps": 7}
 """Long enough to be killed in the middle; a checkpoint every few hundredths of a second."""
 OUTPUTS = ("models/model.safetensors", "metrics/train.json", "plots/train/curves.csv")
-START_SECONDS, END_SECONDS = 120, 20
+START_SECONDS, END_SECONDS = 300, 20
 
 
 @dataclass(frozen=True)
