@@ -14,7 +14,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -162,7 +161,7 @@ def train(job: Job, on_epoch: Callable[[dict[str, Any]], None], max_seconds: flo
         on_epoch(_figures(accuracies, None))
     status: Status = "done"
     reason = ""
-    with closing(keeper):
+    with keeper:
         try:
             state = loop.train(
                 job.card.network(),
