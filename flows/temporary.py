@@ -90,13 +90,15 @@ class Server:
 
 
 def bring_database(place: Path) -> None:
-    """Put a copy of the empty one where Prefect will look for its own, unless it has one; else it makes it."""
-    if LAID_OUT.exists() and not place.exists():
-        copy = place.with_name(f"{place.name}.{os.getpid()}")
-        shutil.copyfile(LAID_OUT, copy)
-        with suppress(FileExistsError):  # another first run was faster
-            os.link(copy, place)
-        copy.unlink()
+    """Put a copy of the empty one where Prefect will look for its own, unless it has one or that fails: it makes it."""
+    copy = place.with_name(f"{place.name}.{os.getpid()}")
+    with suppress(OSError):  # another first run was faster; or the installation is another user's, and cannot be read
+        if not place.exists():
+            try:
+                shutil.copyfile(LAID_OUT, copy)
+                os.link(copy, place)
+            finally:
+                copy.unlink(missing_ok=True)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -56,7 +56,7 @@ class Project:
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("AWS_", "PREFECT_", "RAY_", "DVC_", "GIT_"))
-            and key not in ("PYTHONPATH", "VIRTUAL_ENV")
+            and key not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")  # the last would cost each process
         }
         mine = {
             "HOME": str(self.home),

@@ -7,6 +7,7 @@ others.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
@@ -48,6 +49,7 @@ def examine(start: Path) -> list[Finding]:
         ("Python", False, _python),
         ("packages", False, _packages),
         ("disk", False, lambda: _disk(root)),
+        ("user", True, _user),
         ("project", False, lambda: _find(start)),
         ("git", False, _git),
         ("git identity", True, lambda: _identity(root)),
@@ -63,7 +65,7 @@ def examine(start: Path) -> list[Finding]:
             ("store", not _foreign(), lambda: _store(root)),
             ("credentials", False, lambda: _credentials(root)),
         ]
-        checks[6:6] = mine
+        checks[7:7] = mine
     with ThreadPoolExecutor(len(checks)) as pool:
         return list(pool.map(lambda check: _attempt(*check), checks))
 
@@ -107,6 +109,14 @@ def _disk(root: Path) -> str:
     if not os.access(root, os.W_OK):
         raise SetupError(str(root), "cannot be written", "Make the folder writable, or work in a folder that is")
     return f"{free:.0f} GB free in {root}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # the latter from Python 3.13 on
+        problem = f"id {os.getuid()} has no name on this machine, and `dvc` asks for one"
+        raise SetupError("user", problem, "Set LOGNAME to any name; `resflow run` does so by itself") from error
 
 
 def _npm() -> str:

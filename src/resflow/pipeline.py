@@ -6,6 +6,7 @@ once. What a stage does is `resflow.stages`; what happens with its results is `t
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -178,8 +179,13 @@ def push(root: Path, on_line: Callable[[str], None], env: Mapping[str, str] | No
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment for a command that must find `resflow` and `dvc`, and send no telemetry."""
     here = str(Path(sys.executable).parent)
-    quiet = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **quiet, "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}", **(extra or {})}
+    mine = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+    mine["PATH"] = f"{here}{os.pathsep}{os.environ.get('PATH', '')}"
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # as in a container under an id of its own: DVC asks the same, and would fail
+        mine["LOGNAME"] = str(os.getuid())
+    return {**os.environ, **mine, **(extra or {})}
 
 
 @contextmanager

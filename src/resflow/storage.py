@@ -115,27 +115,30 @@ class Content(NamedTuple):
     size: int
 
 
-def client(endpoint: Endpoint | None = None) -> Any:
-    """A boto3 client that fails within seconds. Call its methods inside `translated`."""
+def client(endpoint: Endpoint | None = None, *, read_seconds: float = READ_SECONDS) -> Any:
+    """A boto3 client that fails within seconds. Call its methods inside `translated`.
+
+    `read_seconds` is how long it waits for the next bytes of an answer.
+    """
     if endpoint is not None and endpoint.embedded:
-        return _kept_client(endpoint, os.getpid())
-    return _new_client(endpoint or Endpoint(None))
+        return _kept_client(endpoint, read_seconds, os.getpid())
+    return _new_client(endpoint or Endpoint(None), read_seconds)
 
 
 @cache
-def _kept_client(endpoint: Endpoint, _process: int) -> Any:
+def _kept_client(endpoint: Endpoint, read_seconds: float, _process: int) -> Any:
     """A client takes 0.15 s to make. Where keys come from the environment it is made anew: they may have changed."""
-    return _new_client(endpoint)
+    return _new_client(endpoint, read_seconds)
 
 
-def _new_client(endpoint: Endpoint) -> Any:
+def _new_client(endpoint: Endpoint, read_seconds: float) -> Any:
     from boto3.session import Session
     from botocore import session as core
     from botocore.config import Config
 
     config = Config(
         connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
+        read_timeout=read_seconds,
         retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
         s3={"addressing_style": "path"},
         proxies={} if endpoint.embedded else None,

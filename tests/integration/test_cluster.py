@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,8 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
         try:
             assert wait_until_step(prepared, driver, turn * STEPS // (len(STOPS) + 1)), driver.communicate()[0]
             driver.send_signal(number)
+            time.sleep(0.2)
+            driver.send_signal(number)  # as the impatient do
             said = driver.communicate(timeout=20)[0]
         finally:
             driver.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from tests.integration.ray_nodes import head
 
 pytestmark = pytest.mark.integration
 
-WORDS = "Python packages disk project git git-identity repository params.yaml store credentials Prefect Ray npm GPU"
+WORDS = (
+    "Python packages disk user project git git-identity repository params.yaml store credentials Prefect Ray npm GPU"
+)
 NOBODY = "127.0.0.1:1"
 
 
@@ -73,6 +76,17 @@ def test_the_command_ends_with_code_1_where_something_needed_is_bad(made: Projec
     line = next(line for line in done.out.splitlines() if line.startswith("bad"))
     assert "is not in a resflow project" in line
     assert line.endswith("Change into a clone of the project")
+
+
+def test_a_user_without_a_name_runs_stages_and_is_told_what_dvc_asks_for(made: Project) -> None:
+    """As in a container under an id of its own."""
+    nameless = ["unshare", "--user", "--map-user=12345", "--map-group=12345", "env"]
+    nameless += [f"--unset={name}" for name in ("LOGNAME", "USER", "LNAME", "USERNAME")]
+    if subprocess.run([*nameless, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("user namespaces are not permitted here")
+    stage = "from pathlib import Path; from resflow import pipeline; pipeline.run_stage(Path(), 'fetch', print)"
+    made.run(*nameless, "python", "-c", stage)
+    assert "Set LOGNAME to any name" in made.run(*nameless, "resflow", "doctor").out
 
 
 def test_bad_parameters_are_told(made: Project, tmp_path: Path) -> None:

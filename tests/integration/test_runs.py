@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socketserver
 import subprocess
@@ -20,9 +21,10 @@ import pytest
 
 from resflow import storage
 from resflow import store as server
-from resflow.errors import StoreError, StoreUnavailable, TrainingError
+from resflow.errors import SetupError, StoreError, StoreUnavailable, TrainingError
 from resflow.stages import runs
 from resflow.stages.runs import Lease
+from resflow.storage import READ_SECONDS
 from resflow.study import plan as plans
 from resflow.training import checkpoint
 from resflow.training.checkpoint import Keeper, latest
@@ -154,6 +156,29 @@ def test_who_has_lost_the_lease_ends(bucket: Bucket, holder: subprocess.Popen[st
     assert said == f"{url(bucket)} could not be renewed: another process may train this run now\n"
 
 
+def test_who_leaves_does_not_wait_for_a_store_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = server.start(tmp_path)
+    process = server.status(tmp_path).pid
+    assert process
+    try:
+        storage.ensure_bucket(endpoint, "resflow")
+        for name, value in endpoint.environment().items():
+            monkeypatch.setenv(name, value)
+        bucket = runs.place(tmp_path, "s3://resflow/runs")
+        assert isinstance(bucket, Bucket)
+        lease = Lease(bucket, url(bucket), renew=0.2, lost=NEVER)
+        lease.take()
+        os.kill(process, signal.SIGSTOP)
+        time.sleep(1)  # a renewal is under way now
+        leaving = threading.Thread(target=lease.leave, daemon=True)
+        leaving.start()
+        leaving.join(READ_SECONDS)
+        assert not leaving.is_alive()
+    finally:
+        os.kill(process, signal.SIGCONT)
+        server.stop(tmp_path)
+
+
 def test_a_bucket_that_is_missing_is_told_before_anything_else(bucket: Bucket) -> None:
     wrong = runs.place(Path(), "s3://nowhere/runs")
     with pytest.raises(StoreError, match="cannot be used for checkpoints"), runs.held(wrong, "0" * 16):
@@ -260,6 +285,21 @@ def arrays(folder: Path, content: bytes) -> Arrays:
     from resflow.files import sha256
 
     return Arrays(folder=folder, digests={"train.npy": str(sha256(folder / "train.npy"))})
+
+
+def test_a_node_whose_disk_is_full_is_told_of_its_disk_and_keeps_no_part(bucket: Bucket, tmp_path: Path) -> None:
+    """A limit to the size of files stands for the disk."""
+    given = arrays(tmp_path / "prepared", bytes(5000))
+    bucket.send(given)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(SetupError, match=f"{tmp_path}/cache/.+: cannot be written"):
+            bucket.fetch(given, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "cache" / given.key).iterdir()] == ["lock"]
+    assert given.whole(bucket.fetch(given, tmp_path / "cache"))
 
 
 def test_what_was_given_up_is_removed_from_the_bucket_and_what_a_run_needs_is_kept(

@@ -47,19 +47,17 @@ def main(name: str) -> int:
         stage = importlib.import_module(f"resflow.stages.{name}")
         signal.signal(signal.SIGTERM, lambda number, frame: _end(told, number))
         if interruptible:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, lambda number, frame: _end(told, number))
         stage.run(Path.cwd(), loaded)
         if by_dvc:
             _check_unchanged(before, _inputs(name))
     except ResflowError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return RETRYABLE if error.retryable else 1
-    except KeyboardInterrupt:
-        _stopped(name, signal.SIGINT)
     except SystemExit:  # Ray makes one of its own of ours
         if not told:
             raise
-        _stopped(name, signal.SIGTERM)
+        _stopped(name, signal.Signals(told[0]))
     return 0
 
 

@@ -37,7 +37,8 @@ __all__ = ["clean", "held", "place"]
 SCHEME = "[A-Za-z][A-Za-z0-9+.-]*:/"
 """How an address begins: a folder of that name is none that anybody wants."""
 RENEW_SECONDS, LOST_SECONDS, FREE_SECONDS = 5.0, 20.0, 30.0
-"""When a lease is renewed, when its holder gives up if that did not succeed, and when others may take it."""
+"""When a lease is renewed, when its holder gives up if that did not succeed, and when others may take it. The first is
+also how long an answer about it is waited for: it is a few bytes."""
 
 
 def place(root: Path, storage: str | None) -> Path | Bucket:
@@ -127,7 +128,7 @@ class Lease:
     ) -> None:
         self.url, self._renewed_every, self._lost_after, self._free_after = url, renew, lost, free
         # keys are those of the environment, which boto3 finds as Arrow does
-        self._s3 = storage.client(storage.Endpoint(bucket.endpoint, region=bucket.region))
+        self._s3 = storage.client(storage.Endpoint(bucket.endpoint, region=bucket.region), read_seconds=RENEW_SECONDS)
         self._mark, self._count, self._etag = secrets.token_hex(8), 0, ""
         self._done = threading.Event()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
@@ -166,7 +167,9 @@ class Lease:
         """Let it go, so that the next one need not wait."""
         self._done.set()
         self._renewing.join(self._renewed_every)
-        with suppress(StoreError):  # then it ends by itself
+        if self._renewing.is_alive():  # the store hangs: the lease ends by itself
+            return
+        with suppress(StoreError):  # as above
             if self._etag_of_ours():
                 storage.remove(self._s3, self.url)
                 storage.remove(self._s3, self.url.removesuffix(LOCK))  # the object by which Arrow keeps empty folders

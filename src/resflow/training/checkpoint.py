@@ -35,6 +35,8 @@ KEPT = 2
 PATIENCE, PAUSE = 15.0, 1.0
 """Seconds within which a store that does not answer is tried again, and between two tries: it may be started anew
 meanwhile. Less than after which the lease of a run is given up where it could not be renewed (`stages.runs`)."""
+LEAVE_SECONDS = 5.0
+"""How long what ends a run early waits for the checkpoint being written: a store that hangs would hold it for long."""
 
 
 class Folder(Protocol):
@@ -91,7 +93,7 @@ class Keeper:
 
     Training goes on while one is written, in another thread. A checkpoint that comes while the one before it is still
     being written waits for it; an error of writing is raised by the next call. As a context it closes at the end; what
-    ends it early is raised, and not what became of a checkpoint then.
+    ends it early is raised, and not what became of a checkpoint then, which is waited for only a moment.
     """
 
     def __init__(self, folder: Folder, *, device: str, steps: int, seconds: float) -> None:
@@ -109,8 +111,10 @@ class Keeper:
             self.close()
             return
         self._leaving.set()
-        with suppress(ResflowError):
-            self.close()
+        if self._writing:
+            with suppress(ResflowError, TimeoutError):
+                self._writing.result(LEAVE_SECONDS)
+        self._pool.shutdown(wait=False)
 
     def due_by_steps(self, step: int) -> bool:
         """Whether `steps` divide `step`."""

@@ -38,6 +38,8 @@ PASSING = re.compile("NETWORK_CONNECTION|REQUEST_TIMEOUT|SLOW_DOWN|SERVICE_UNAVA
 """What Arrow's errors hold where the store does not answer, or says that it cannot now."""
 REFUSED = re.compile("ACCESS_DENIED|ACCESS_KEY_ID|SIGNATURE|_TOKEN|(Expired|Invalid)Token|_CLIENT|HTTP status 403")
 """What they hold where the store refuses the keys, or what these may do."""
+SILENT_SECONDS = 10.0
+"""Without a byte for so long a request is given up, of which Arrow makes three: who waits for them hears no signal."""
 LOCK = "lock"
 """A file of each run's folder, or an object there, which whoever trains the run holds: `stages.runs`."""
 MARK = "run"
@@ -94,7 +96,7 @@ class Bucket:
             scheme, _, host = self.endpoint.partition("://")
             options |= {"scheme": scheme, "endpoint_override": host.rstrip("/")}
         given = {key: value for key, value in options.items() if value is not None}
-        return S3FileSystem(**given, connect_timeout=5, request_timeout=30)
+        return S3FileSystem(**given, connect_timeout=5, request_timeout=SILENT_SECONDS)
 
     @property
     def path(self) -> str:
@@ -135,7 +137,7 @@ class Bucket:
     def fetch(self, arrays: Arrays, cache: Path) -> Path:
         """A folder on this node that holds `arrays` but for what is streamed: downloaded once, verified, kept.
 
-        Raises `DataError`.
+        Raises `DataError`, `StoreError`, or `SetupError` where this node cannot write it.
         """
         folder, remote = cache / arrays.key, self.arrays(arrays)
         with explained(folder):
@@ -145,13 +147,15 @@ class Bucket:
             for name, digest in arrays.digests.items():
                 if sha256(folder / name) == digest:
                     continue
-                with self.translated(self.url):
-                    remote.copy_out(name, partial(folder / name))
-                if sha256(partial(folder / name)) != digest:
-                    partial(folder / name).unlink()
-                    mend = "Delete it in the store and run again: it is sent anew"
-                    raise DataError(f"{self.url}/arrays/{arrays.key}/{name}", "is damaged", mend)
-                partial(folder / name).replace(folder / name)
+                beside = partial(folder / name)
+                try:
+                    remote.copy_out(name, beside)
+                    if sha256(beside) != digest:
+                        mend = "Delete it in the store and run again: it is sent anew"
+                        raise DataError(f"{self.url}/arrays/{arrays.key}/{name}", "is damaged", mend)
+                    beside.replace(folder / name)
+                finally:
+                    beside.unlink(missing_ok=True)
             os.utime(folder / "lock")
         _clean(cache)
         return folder
@@ -265,10 +269,14 @@ class BucketFolder:
                 file.write(chunk)
 
     def copy_out(self, name: str, path: Path) -> None:
-        """Download a file."""
-        with self._fs.open_input_stream(f"{self._path}/{name}") as source, path.open("wb") as file:
+        """Download a file. Raises `StoreError`, or `SetupError` where this node cannot write it."""
+        with explained(path), path.open("wb") as file:
+            file.writelines(self._chunks(name))
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        with self._bucket.translated(str(self)), self._fs.open_input_stream(f"{self._path}/{name}") as source:
             while chunk := source.read(CHUNK):
-                file.write(chunk)
+                yield chunk
 
 
 def _clean(cache: Path) -> None:

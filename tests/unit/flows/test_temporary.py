@@ -32,6 +32,16 @@ def test_a_database_that_is_there_stays_as_it_is(tmp_path: Path, laid_out: Path)
     assert place.read_bytes() == b"runs"
 
 
+def test_where_it_cannot_be_copied_prefect_makes_its_own(tmp_path: Path, laid_out: Path) -> None:
+    """As where the installation is another user's, or the disk is full."""
+    laid_out.unlink()
+    laid_out.mkdir()
+    place = tmp_path / "home" / "prefect.db"
+    place.parent.mkdir()
+    temporary.bring_database(place)
+    assert not list(place.parent.iterdir())
+
+
 def test_without_one_prefect_makes_its_own(tmp_path: Path, laid_out: Path) -> None:
     laid_out.unlink()
     temporary.bring_database(tmp_path / "prefect.db")

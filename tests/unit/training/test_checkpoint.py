@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,6 +268,28 @@ def test_one_checkpoint_waits_for_the_one_before(slow: SlowFolder) -> None:
     assert slow.written >= 1
     keeper.close()
     assert slow.written == 2
+
+
+def keep_and_stop(folder: SlowFolder) -> None:
+    """As SIGTERM has it, while a checkpoint is being written."""
+    with Keeper(folder, device="cpu", steps=0, seconds=0) as keeper:
+        keeper.keep(state(1))
+        assert folder.started.wait(20)
+        sys.exit()
+
+
+def test_a_stop_waits_for_the_checkpoint_that_is_being_written(slow: SlowFolder) -> None:
+    threading.Timer(0.1, slow.let.set).start()
+    with pytest.raises(SystemExit):
+        keep_and_stop(slow)
+    assert slow.written == 1
+
+
+def test_a_stop_does_not_wait_for_a_checkpoint_that_hangs(slow: SlowFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LEAVE_SECONDS", 0.1)
+    with pytest.raises(SystemExit):
+        keep_and_stop(slow)
+    assert slow.written == 0
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
