@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -48,6 +49,8 @@ __all__ = ["Job", "connected", "fit", "local_arrays"]
 
 RESIZE_SECONDS = 10.0
 """How often an elastic run looks for nodes that have joined; a minute by default."""
+FREE_SECONDS = 3.0
+"""How long CPUs and GPUs that others use are looked at before it is said that a run waits for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,12 +282,28 @@ def _tell_if_waiting(train: Train, address: str | None, *, on_gpu: bool) -> None
     for kind in ("CPU", "GPU") if on_gpu else ("CPU",):
         there = int(resources.get(kind, 0))
         if there >= least:
+            if address and (free := _free(kind, least)) < least:
+                problem = f"{least} workers need a {kind} each and {free} of Ray's {there} are free"
+                print(f"{problem}: waiting until others are done. Ctrl-C ends it.", file=sys.stderr)
             continue
         if not address:
             problem = f"asks for {least} workers with a {kind} each, and this machine has {there}"
             raise TrainingError("train.num_workers", problem, "Lower it, or name a cluster in RAY_ADDRESS")
         problem = f"{least} workers need a {kind} each and Ray has {there}"
         print(f"{problem}: waiting until nodes join. Ctrl-C ends it.", file=sys.stderr)
+
+
+def _free(kind: str, wanted: int) -> int:
+    """How many nobody uses. What a driver had that has just ended, Ray counts as used for a moment."""
+    import ray
+
+    deadline = time.monotonic() + FREE_SECONDS
+    while True:
+        resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        free = int(resources.get(kind, 0))
+        if free >= wanted or time.monotonic() > deadline:
+            return free
+        time.sleep(0.2)
 
 
 @contextmanager
