@@ -15,6 +15,9 @@ HEAD = """# Benchmarks
 
 Written by the commands it names; `make bench` runs them all. `python -m benchmarks.gpu`, for MNIST and ResNet-50 on a
 GPU, has not been run on one yet: only its smoke check, on a CPU.
+
+Contenders take turns, round by round. "Of the first", or of another, is the median of the rounds' ratios, lowest and
+highest are those of the ratios, and a figure by itself is its own median: the ratio of two medians may differ.
 """
 
 

@@ -309,7 +309,8 @@ class Train(Section):
     threads: Count
     """CPU threads of each worker; part of what decides the bits of the result."""
     max_failures: Annotated[int, Field(ge=0)]
-    """How often Ray restarts training after a worker failed."""
+    """How often Ray restarts training after a worker failed. One worker without a cluster is the stage itself, which
+    `resflow run` tries once more."""
 
     @property
     def workers(self) -> tuple[int, int]:

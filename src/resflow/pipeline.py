@@ -54,7 +54,7 @@ date is said of each stage in turn, and is not true of those to come."""
 OUTPUTS = ("outs", "metrics", "plots")
 """Where dvc.yaml names what a stage writes; dvc.lock has it all as `outs`."""
 STOP_SECONDS = 15.0
-"""A stage ends within a second or two of SIGTERM, on a cluster in three."""
+"""A stage ends within a second or two of SIGTERM, on a cluster in three, while its store hangs in ten or so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +275,7 @@ def _dvc(
     try:
         assert process.stdout is not None
         for line in process.stdout:
-            text = line.rstrip().rpartition("\r")[2]
+            text = line.rstrip()
             if text and not ADVICE.match(text):
                 lines.append(text)
                 on_line(text)

@@ -118,17 +118,17 @@ class Content(NamedTuple):
 def client(endpoint: Endpoint | None = None, *, read_seconds: float = READ_SECONDS) -> Any:
     """A boto3 client that fails within seconds. Call its methods inside `translated`.
 
-    `read_seconds` is how long it waits for the next bytes of an answer.
+    `read_seconds` is how long it waits for the next bytes of an answer; for the embedded store it stays as it is.
     """
     if endpoint is not None and endpoint.embedded:
-        return _kept_client(endpoint, read_seconds, os.getpid())
+        return _kept_client(endpoint, os.getpid())
     return _new_client(endpoint or Endpoint(None), read_seconds)
 
 
 @cache
-def _kept_client(endpoint: Endpoint, read_seconds: float, _process: int) -> Any:
+def _kept_client(endpoint: Endpoint, _process: int) -> Any:
     """A client takes 0.15 s to make. Where keys come from the environment it is made anew: they may have changed."""
-    return _new_client(endpoint, read_seconds)
+    return _new_client(endpoint, READ_SECONDS)
 
 
 def _new_client(endpoint: Endpoint, read_seconds: float) -> Any:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import command_line, descendants, train_workers
@@ -73,6 +74,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
     for _ in range(attempts):
         servers: list[int] = []
         with (project.root.parent / "drill.log").open("a") as log:
+            begun = log.tell()
             process = subprocess.Popen(
                 kind.command,
                 cwd=project.root,
@@ -95,6 +97,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
             steps.append(step)
             if kind.survives:
                 assert process.wait(END_SECONDS + START_SECONDS) == 0
+                assert "going on from step" in told(log.name, begun), "it began anew"
         finally:
             _end(process, gently=kind.survives)
         alive = [pid for pid in servers if not gone(pid, END_SECONDS)]
@@ -104,6 +107,11 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
         # after a run that was not hit there is nothing to go on from
         assert len(steps) < attempts or "going on from step" in done.out, "it began anew"
     return Outcome(len(steps), tuple(steps), outputs(project))
+
+
+def told(log: str, begun: int) -> str:
+    """What the log holds from the byte `begun` on."""
+    return Path(log).read_bytes()[begun:].decode()
 
 
 def outputs(project: Project) -> dict[str, str]:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import command_line, descendants
 from resflow import ports
 from tests.conftest import Project, make_project
 from tests.drills.drill import RECIPE, wait_until_step
-from tests.integration.ray_nodes import end, wait_until_started
+from tests.integration.ray_nodes import START_SECONDS, end, wait_until_started
 
 pytestmark = pytest.mark.integration
 
@@ -104,6 +105,8 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
     prepared: Project, undisturbed: str, cluster: dict[str, str]
 ) -> None:
     for turn, (number, code) in enumerate(STOPS.items(), 1):
+        if turn == len(STOPS):
+            max((prepared.root / ".resflow" / "runs").glob("*/*.pt")).write_bytes(b"damaged")
         driver = start(prepared, cluster)
         try:
             assert wait_until_step(prepared, driver, turn * STEPS // (len(STOPS) + 1)), driver.communicate()[0]
@@ -116,6 +119,7 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
             driver.wait()
         assert driver.returncode == code, said
         assert ("going on from step " in said) == (turn > 1)
+        assert (".pt is damaged" in said) == (turn == len(STOPS))
         if number is not signal.SIGKILL:
             assert said.splitlines()[-1] == f"train: stopped by {number.name}; run it again to go on"
         assert "Traceback" not in said
@@ -126,6 +130,30 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
     assert epoch_lines(last.out)[-1] == f"{EPOCHS}/{EPOCHS}"
     assert "Traceback" not in last.out + last.err
     assert prepared.digest() == undisturbed
+
+
+def test_sigterm_while_a_local_ray_starts_is_told_as_ever(prepared: Project) -> None:
+    driver = start(prepared, {})
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not any(b"raylet" in command_line(pid) for pid in descendants(driver.pid)):
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGTERM)
+        said = driver.communicate(timeout=60)[0]
+    finally:
+        driver.kill()
+        driver.wait()
+    assert driver.returncode == STOPS[signal.SIGTERM]
+    assert said.splitlines()[-1] == "train: stopped by SIGTERM; run it again to go on"
+
+
+def test_a_local_ray_without_enough_cpus_is_one_error_also_by_its_name(prepared: Project) -> None:
+    prepared.edit(train__num_workers=320, train__shards=0, train__batch_size=320)
+    last = prepared.run("resflow", "stage", "train", code=1, RAY_ADDRESS="local").err.splitlines()[-1]
+    prepared.edit(train__num_workers=2, train__shards=2, train__batch_size=RECIPE["train__batch_size"])
+    assert last.startswith("train: train.num_workers: ")
 
 
 def groups_left(project: Project, cluster: dict[str, str]) -> int:

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resflow import storage
-from resflow.errors import StoreError, TrainingError
+from resflow.errors import StoreError, StoreUnavailable, TrainingError
 from resflow.processes import WAIT_SECONDS, alone, locked
 from resflow.stages.paths import STATE
 from resflow.training.remote import KEPT_DAYS, LOCK, RUN, Bucket
@@ -38,7 +38,9 @@ SCHEME = "[A-Za-z][A-Za-z0-9+.-]*:/"
 """How an address begins: a folder of that name is none that anybody wants."""
 RENEW_SECONDS, LOST_SECONDS, FREE_SECONDS = 5.0, 20.0, 30.0
 """When a lease is renewed, when its holder gives up if that did not succeed, and when others may take it. The first is
-also how long an answer about it is waited for: it is a few bytes."""
+also how long each of two tries waits for an answer about it, which is a few bytes."""
+LEAVE_SECONDS = 5.0
+"""How long who leaves waits for a renewal under way: a store that hangs would keep it."""
 
 
 def place(root: Path, storage: str | None) -> Path | Bucket:
@@ -99,7 +101,8 @@ def held(runs: Path | Bucket, name: str, wait: float = WAIT_SECONDS) -> Iterator
     """Keep others from training this run until this process is done or dead.
 
     Raises `TrainingError` where another process trains it for `wait` more seconds, or, in a bucket, seems to live; with
-    0 at once, with `math.inf` never. Raises `StoreError`.
+    0 at once, with `math.inf` never. Raises `StoreError`, and `StoreUnavailable` where a lease was lost meanwhile, of
+    which SIGTERM tells this process: its handler must raise `SystemExit`.
     """
     if isinstance(runs, Bucket):
         runs.check(name)
@@ -107,6 +110,11 @@ def held(runs: Path | Bucket, name: str, wait: float = WAIT_SECONDS) -> Iterator
         lease.take(wait=wait)
         try:
             yield
+        except SystemExit as error:
+            if not lease.is_lost:
+                raise
+            problem = "could not be renewed, and another process may train this run now"
+            raise StoreUnavailable(lease.url, problem, "See that the store answers, and run again to go on") from error
         finally:
             lease.leave()
     else:
@@ -130,6 +138,7 @@ class Lease:
         # keys are those of the environment, which boto3 finds as Arrow does
         self._s3 = storage.client(storage.Endpoint(bucket.endpoint, region=bucket.region), read_seconds=RENEW_SECONDS)
         self._mark, self._count, self._etag = secrets.token_hex(8), 0, ""
+        self.is_lost = False
         self._done = threading.Event()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
 
@@ -166,8 +175,8 @@ class Lease:
     def leave(self) -> None:
         """Let it go, so that the next one need not wait."""
         self._done.set()
-        self._renewing.join(self._renewed_every)
-        if self._renewing.is_alive():  # the store hangs: the lease ends by itself
+        self._renewing.join(LEAVE_SECONDS)
+        if self._renewing.is_alive():  # the lease ends by itself
             return
         with suppress(StoreError):  # as above
             if self._etag_of_ours():
@@ -201,6 +210,7 @@ class Lease:
         return seen.etag if seen and self._mark.encode() in seen.content else None
 
     def _lost(self) -> None:
+        self.is_lost = True
         print(f"{self.url} could not be renewed: another process may train this run now", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)  # the stage unwinds and says how to go on
 

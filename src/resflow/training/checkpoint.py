@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from resflow.errors import ResflowError, StoreError, StoreUnavailable
 from resflow.files import explained, write_together
 from resflow.training.loop import Epoch, State
 
-__all__ = ["Folder", "Keeper", "LocalFolder", "decode", "latest", "latest_bytes"]
+__all__ = ["Folder", "Keeper", "LocalFolder", "decode", "latest", "latest_bytes", "tell"]
 
 FORMAT = b"resflow-state-2\n"  # raise when the layout changes; others are passed over
 KEPT = 2
@@ -37,6 +38,11 @@ PATIENCE, PAUSE = 15.0, 1.0
 meanwhile. Less than after which the lease of a run is given up where it could not be renewed (`stages.runs`)."""
 LEAVE_SECONDS = 5.0
 """How long what ends a run early waits for the checkpoint being written: a store that hangs would hold it for long."""
+
+
+def tell(line: str) -> None:
+    """Print it on standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Folder(Protocol):
@@ -93,11 +99,14 @@ class Keeper:
 
     Training goes on while one is written, in another thread. A checkpoint that comes while the one before it is still
     being written waits for it; an error of writing is raised by the next call. As a context it closes at the end; what
-    ends it early is raised, and not what became of a checkpoint then, which is waited for only a moment.
+    ends it early is raised, and not what became of a checkpoint then, which is waited for only a moment. `say` is
+    told of a store that does not answer.
     """
 
-    def __init__(self, folder: Folder, *, device: str, steps: int, seconds: float) -> None:
-        self._folder, self._device, self._steps, self._seconds = folder, device, steps, seconds
+    def __init__(
+        self, folder: Folder, *, device: str, steps: int, seconds: float, say: Callable[[str], None] = tell
+    ) -> None:
+        self._folder, self._device, self._steps, self._seconds, self._say = folder, device, steps, seconds, say
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._leaving = threading.Event()
@@ -155,7 +164,7 @@ class Keeper:
                 if not may_pass or time.monotonic() > last or self._leaving.wait(PAUSE):
                     raise
                 if not tried:
-                    print(f"a checkpoint is tried again for {PATIENCE:g} s: {error}", file=sys.stderr, flush=True)
+                    self._say(f"a checkpoint is tried again for {PATIENCE:g} s: {error}")
                 tried = True
 
     def _place(self, name: str, content: bytes) -> None:
@@ -172,8 +181,8 @@ def latest(folder: Folder, device: str) -> State | None:
     return decode(content) if content else None
 
 
-def latest_bytes(folder: Folder, device: str) -> bytes | None:
-    """The newest checkpoint that is whole, as it lies there."""
+def latest_bytes(folder: Folder, device: str, say: Callable[[str], None] = tell) -> bytes | None:
+    """The newest checkpoint that is whole, as it lies there. `say` is told of damaged ones."""
     for name in _newest_first(folder, device):
         try:
             content = folder.read(name)
@@ -183,7 +192,7 @@ def latest_bytes(folder: Folder, device: str) -> bytes | None:
             content = b""
         if _is_whole(content):
             return content
-        print(f"{folder}/{name} is damaged or of another version: the checkpoint before it is used", file=sys.stderr)
+        say(f"{folder}/{name} is damaged or of another version: the checkpoint before it is used")
     return None
 
 

@@ -83,6 +83,7 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[Tim
     Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts; also what a worker
     raised last, such as `SetupError` on a full disk.
     """
+    address = _elsewhere(address)
     home()  # which Ray asks for when it is imported
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -111,7 +112,7 @@ def _fit_here(job: Job, display: Display) -> Any:
     streamed = job.loader == "stream"
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
-        train_loop_config={"job": job, "show": display.show},
+        train_loop_config={"job": job, "show": display.show, "here": True},
         scaling_config=ScalingConfig(num_workers=0, use_gpu=compute.device(job.train.device) == "cuda"),
         run_config=RunConfig(name=job.name),
     )
@@ -131,7 +132,7 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
             on_gpu = _on_cluster_gpu(job.train, address)
             trainer = TorchTrainer(
                 _work,  # type: ignore[arg-type]  # as above
-                train_loop_config={"job": job, "show": show},
+                train_loop_config={"job": job, "show": show, "here": False},
                 torch_config=_torch_config(),
                 scaling_config=_scaling(job.train, on_gpu=on_gpu),
                 run_config=RunConfig(
@@ -154,6 +155,7 @@ def connected(job: Job, address: str | None) -> Iterator[None]:
 
     The nodes of a cluster find the arrays where `job.runs` says. Raises `TrainingError`, `SetupError` or `StoreError`.
     """
+    address = _elsewhere(address)
     home()  # as above
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _prepare(job, address)
@@ -161,13 +163,18 @@ def connected(job: Job, address: str | None) -> Iterator[None]:
         yield
 
 
+def _elsewhere(address: str | None) -> str | None:
+    """`local` is what there is without an address: Ray on this machine, for the run."""
+    return None if address == "local" else address
+
+
 def _prepare(job: Job, address: str | None) -> None:
-    """What workers need before they are: a cluster that answers, and the arrays in the bucket."""
+    """What workers elsewhere need before they are: a cluster that answers, and the arrays in the bucket."""
     if address:
         check_address(address)
         _prepare_to_join()
-    if isinstance(job.runs, Bucket):
-        job.runs.send(job.arrays)
+        if isinstance(job.runs, Bucket):
+            job.runs.send(job.arrays)
 
 
 @contextmanager
@@ -199,6 +206,10 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
         )
     except (AuthenticationError, OSError, RayError, RuntimeError, ValueError) as error:  # the last: a port below 1024
         raise _no_entry(address, error) from error
+    except SystemExit:  # how Ray answers SIGTERM while it starts, with codes of its own
+        signal.signal(signal.SIGTERM, on_sigterm)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
     try:
@@ -328,7 +339,7 @@ def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
         except RayError:
             return  # this node or its head is lost, of which whoever waits for the result hears too
         except ResflowError as error:
-            print(f"{error} What comes now is not shown.", file=sys.stderr)
+            print(f"{error}. What comes now is not shown.", file=sys.stderr)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -349,7 +360,7 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | TrainingE
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     folder = job.folder()
-    if world > 1 and not _everywhere(MARK in folder.names(), world):
+    if not config["here"] and not _everywhere(MARK in folder.names(), world):
         problem = "is not seen by a worker on another node"
         mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
         return TrainingError(str(folder), problem, mend)
@@ -358,8 +369,10 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | TrainingE
     net = job.card.network()
     net.load_state_dict(job.initial, strict=False)  # the stage has seen what is missing
     device = ray.train.torch.get_device() if job.train.device != "cpu" else torch.device("cpu")
-    state = _common_state(folder, device.type, rank, world)
-    keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=job.checkpoint.seconds)
+    say = checkpoint.tell if config["here"] else config["show"]  # nobody sees what a worker prints
+    state = _common_state(folder, device.type, rank, world, say)
+    seconds = job.checkpoint.seconds
+    keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=seconds, say=say)
     timings: list[Timing] = []
     with keeper, _training(job, place, rank, world) as (training, count):
         steps = max(1, count // job.train.batch_size)
@@ -439,14 +452,16 @@ def local_arrays(job: Job) -> Path:
 
 def _everywhere(answer: bool, world: int) -> bool:
     """Whether it is so on all workers: one that left alone would let the others wait for it in their first message."""
+    if world == 1:
+        return answer
     answers: list[Any] = [None] * world
     dist.all_gather_object(answers, answer)
     return all(answers)
 
 
-def _common_state(folder: Folder, device: str, rank: int, world: int) -> loop.State:
+def _common_state(folder: Folder, device: str, rank: int, world: int, say: Callable[[str], None]) -> loop.State:
     """Where the run stopped, or a new beginning: what the first worker finds, for all."""
-    content = [checkpoint.latest_bytes(folder, device) if rank == 0 else None]
+    content = [checkpoint.latest_bytes(folder, device, say) if rank == 0 else None]
     if world > 1:
         dist.broadcast_object_list(content, 0)
     return checkpoint.decode(content[0]) if content[0] else loop.State()

@@ -37,7 +37,7 @@ class Event(NamedTuple):
     """Steps done in it."""
     steps: int
     loss: float
-    """Mean since the epoch began, or since the run went on within it."""
+    """Mean since the epoch began."""
     accuracy: float
     images_per_second: float
     steps_per_second: float

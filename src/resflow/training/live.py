@@ -7,6 +7,7 @@ nowhere, dvc.yaml only plots them. What the stage hands on is plots/train/curves
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Live:
     def close(self) -> None:
         """Tell who watches that no more will come."""
         if self._log:
-            self._log.end()
+            with suppress(OSError):  # `show` has told of a disk that takes no more
+                self._log.end()
 
     def _start(self) -> Any:
         from dvclive.live import Live as Log  # half a second, which a run that is done already need not wait

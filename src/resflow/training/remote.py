@@ -143,20 +143,20 @@ class Bucket:
         with explained(folder):
             for name in ("lock", *arrays.digests):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # workers of one node come at once
-            for name, digest in arrays.digests.items():
-                if sha256(folder / name) == digest:
-                    continue
-                beside = partial(folder / name)
-                try:
-                    remote.copy_out(name, beside)
-                    if sha256(beside) != digest:
-                        mend = "Delete it in the store and run again: it is sent anew"
-                        raise DataError(f"{self.url}/arrays/{arrays.key}/{name}", "is damaged", mend)
-                    beside.replace(folder / name)
-                finally:
-                    beside.unlink(missing_ok=True)
-            os.utime(folder / "lock")
+            with FileLock(folder / "lock"):  # workers of one node come at once
+                for name, digest in arrays.digests.items():
+                    if sha256(folder / name) == digest:
+                        continue
+                    beside = partial(folder / name)
+                    try:
+                        remote.copy_out(name, beside)
+                        if sha256(beside) != digest:
+                            mend = "Delete it in the store and run again: it is sent anew"
+                            raise DataError(f"{self.url}/arrays/{arrays.key}/{name}", "is damaged", mend)
+                        beside.replace(folder / name)
+                    finally:
+                        beside.unlink(missing_ok=True)
+                os.utime(folder / "lock")
         _clean(cache)
         return folder
 
