@@ -156,6 +156,18 @@ def test_a_local_ray_without_enough_cpus_is_one_error_also_by_its_name(prepared:
     assert last.startswith("train: train.num_workers: ")
 
 
+def test_a_folder_that_the_only_worker_does_not_see_is_one_error(prepared: Project, cluster: dict[str, str]) -> None:
+    """The driver has a disk of its own where the project keeps checkpoints."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount (root)")
+    prepared.edit(train__num_workers=1)
+    own = f"mount -t tmpfs none {prepared.root}/.resflow && exec resflow stage train"
+    last = prepared.run("unshare", "-m", "sh", "-c", own, code=1, **cluster).err.splitlines()[-1]
+    prepared.edit(train__num_workers=2)
+    assert last.startswith(f"train: {prepared.root}/.resflow/runs/")
+    assert "is not seen by a worker on another node" in last
+
+
 def groups_left(project: Project, cluster: dict[str, str]) -> int:
     """Placement groups that still hold CPUs of the cluster a few seconds after their driver ended."""
     look = (

@@ -330,6 +330,14 @@ def test_a_node_whose_disk_is_full_is_told_of_its_disk_and_keeps_no_part(bucket:
     assert given.whole(bucket.fetch(given, tmp_path / "cache"))
 
 
+def test_a_lock_of_arrays_that_cannot_be_had_is_one_error(bucket: Bucket, tmp_path: Path) -> None:
+    given = arrays(tmp_path / "prepared", b"1")
+    bucket.send(given)
+    (tmp_path / "cache" / given.key / "lock").mkdir(parents=True)
+    with pytest.raises(SetupError, match="Move away the folder"):
+        bucket.fetch(given, tmp_path / "cache")
+
+
 def test_what_was_given_up_is_removed_from_the_bucket_and_what_a_run_needs_is_kept(
     bucket: Bucket, tmp_path: Path
 ) -> None:

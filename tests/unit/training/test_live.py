@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -106,6 +107,15 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "live").write_text("")
     with pytest.raises(SetupError, match="live: cannot be written"):
         Live(tmp_path / "live").show(history(1))
+
+
+def test_a_folder_that_is_lost_while_a_run_trains_costs_no_trained_network(tmp_path: Path) -> None:
+    live = Live(tmp_path / "live")
+    live.show(history(1))
+    shutil.rmtree(tmp_path / "live")
+    (tmp_path / "live").write_text("a file in its place")
+    live.close()
+    assert (tmp_path / "live").read_text() == "a file in its place"
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
