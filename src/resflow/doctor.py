@@ -7,7 +7,6 @@ others.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shutil
@@ -112,11 +111,12 @@ def _disk(root: Path) -> str:
 
 
 def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError) as error:  # the latter from Python 3.13 on
-        problem = f"id {os.getuid()} has no name on this machine, and `dvc` asks for one"
-        raise SetupError("user", problem, "Set LOGNAME to any name; `resflow run` does so by itself") from error
+    from resflow.pipeline import user_name
+
+    if name := user_name():
+        return name
+    problem = f"id {os.getuid()} has no name on this machine, and `dvc` asks for one"
+    raise SetupError("user", problem, "Set LOGNAME to any name; `resflow run` does so by itself")
 
 
 def _npm() -> str:

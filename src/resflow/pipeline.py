@@ -42,6 +42,7 @@ __all__ = [
     "recorded_files",
     "run_stage",
     "stage_names",
+    "user_name",
     "worktree",
 ]
 
@@ -181,11 +182,17 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     here = str(Path(sys.executable).parent)
     mine = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
     mine["PATH"] = f"{here}{os.pathsep}{os.environ.get('PATH', '')}"
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):  # as in a container under an id of its own: DVC asks the same, and would fail
+    if user_name() is None:
         mine["LOGNAME"] = str(os.getuid())
     return {**os.environ, **mine, **(extra or {})}
+
+
+def user_name() -> str | None:
+    """Who runs this, as DVC asks for it; None where it would fail, as in a container under an id of its own."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        return None
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
             steps.append(step)
             if kind.survives:
                 assert process.wait(END_SECONDS + START_SECONDS) == 0
-                assert "going on from step" in told(log.name, begun), "it began anew"
+                assert "going on from step" in Path(log.name).read_bytes()[begun:].decode(), "it began anew"
         finally:
             _end(process, gently=kind.survives)
         alive = [pid for pid in servers if not gone(pid, END_SECONDS)]
@@ -107,11 +107,6 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
         # after a run that was not hit there is nothing to go on from
         assert len(steps) < attempts or "going on from step" in done.out, "it began anew"
     return Outcome(len(steps), tuple(steps), outputs(project))
-
-
-def told(log: str, begun: int) -> str:
-    """What the log holds from the byte `begun` on."""
-    return Path(log).read_bytes()[begun:].decode()
 
 
 def outputs(project: Project) -> dict[str, str]:

@@ -49,12 +49,29 @@ time.sleep(600)
 @pytest.fixture
 def bucket(store: tuple[Path, storage.Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A prefix of the test's own."""
-    for name, value in store[1].environment().items():
-        monkeypatch.setenv(name, value)
-    made = runs.place(tmp_path, f"s3://resflow/{tmp_path.name}")
-    assert isinstance(made, Bucket)
+    made = joined(store[1], tmp_path, monkeypatch)
     yield made
     made.folder("").remove()
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A prefix in a store of the test's own, the one that belongs to `tmp_path`."""
+    try:
+        endpoint = server.start(tmp_path)
+        storage.ensure_bucket(endpoint, "resflow")
+        yield joined(endpoint, tmp_path, monkeypatch)
+    finally:
+        server.stop(tmp_path)
+
+
+def joined(endpoint: storage.Endpoint, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A prefix named like `folder`, with the store's settings in the environment."""
+    for name, value in endpoint.environment().items():
+        monkeypatch.setenv(name, value)
+    made = runs.place(folder, f"s3://resflow/{folder.name}")
+    assert isinstance(made, Bucket)
+    return made
 
 
 @pytest.fixture
@@ -184,19 +201,13 @@ except StoreUnavailable as error:
     assert said.endswith("run again to go on True\n")
 
 
-def test_who_leaves_does_not_wait_for_a_store_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    endpoint = server.start(tmp_path)
+def test_who_leaves_does_not_wait_for_a_store_that_hangs(own: Bucket, tmp_path: Path) -> None:
     process = server.status(tmp_path).pid
     assert process
+    lease = Lease(own, url(own), renew=0.2, lost=NEVER)
+    lease.take()
+    os.kill(process, signal.SIGSTOP)
     try:
-        storage.ensure_bucket(endpoint, "resflow")
-        for name, value in endpoint.environment().items():
-            monkeypatch.setenv(name, value)
-        bucket = runs.place(tmp_path, "s3://resflow/runs")
-        assert isinstance(bucket, Bucket)
-        lease = Lease(bucket, url(bucket), renew=0.2, lost=NEVER)
-        lease.take()
-        os.kill(process, signal.SIGSTOP)
         time.sleep(1)  # a renewal is under way now
         leaving = threading.Thread(target=lease.leave, daemon=True)
         leaving.start()
@@ -204,7 +215,6 @@ def test_who_leaves_does_not_wait_for_a_store_that_hangs(tmp_path: Path, monkeyp
         assert not leaving.is_alive()
     finally:
         os.kill(process, signal.SIGCONT)
-        server.stop(tmp_path)
 
 
 def test_a_bucket_that_is_missing_is_told_before_anything_else(bucket: Bucket) -> None:
@@ -262,36 +272,27 @@ def keep_and_stop(folder: BucketFolder) -> None:
 
 
 def test_a_checkpoint_is_written_once_a_store_that_is_started_anew_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endpoint = server.start(tmp_path)
-    try:
-        storage.ensure_bucket(endpoint, "resflow")
-        for name, value in endpoint.environment().items():
-            monkeypatch.setenv(name, value)
-        bucket = runs.place(tmp_path, "s3://resflow/runs")
-        assert isinstance(bucket, Bucket)
-        folder = bucket.folder("0" * 16)
-        monkeypatch.setattr(checkpoint, "PATIENCE", 60)
-        with Keeper(folder, device="cpu", steps=0, seconds=0) as keeper:
-            server.stop(tmp_path)
-            keeper.keep(State(step=1))
-            server.start(tmp_path)
-            keeper.keep(State(step=2))
-        assert [found.step for found in [latest(folder, "cpu")] if found] == [2]
-        assert len([name for name in folder.names() if name.endswith(".pt")]) == 2
+    folder = own.folder("0" * 16)
+    monkeypatch.setattr(checkpoint, "PATIENCE", 60)
+    with Keeper(folder, device="cpu", steps=0, seconds=0) as keeper:
+        server.stop(tmp_path)
+        keeper.keep(State(step=1))
+        server.start(tmp_path)
+        keeper.keep(State(step=2))
+    assert [found.step for found in [latest(folder, "cpu")] if found] == [2]
+    assert len([name for name in folder.names() if name.endswith(".pt")]) == 2
 
-        server.stop(tmp_path)
-        with pytest.raises(SystemExit):
-            keep_and_stop(folder)
-        monkeypatch.setattr(checkpoint, "PATIENCE", 0)
-        with (
-            pytest.raises(StoreUnavailable, match="cannot be used for checkpoints"),
-            Keeper(folder, device="cpu", steps=0, seconds=0) as keeper,
-        ):
-            keeper.keep(State(step=3))
-    finally:
-        server.stop(tmp_path)
+    server.stop(tmp_path)
+    with pytest.raises(SystemExit):
+        keep_and_stop(folder)
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0)
+    with (
+        pytest.raises(StoreUnavailable, match="cannot be used for checkpoints"),
+        Keeper(folder, device="cpu", steps=0, seconds=0) as keeper,
+    ):
+        keeper.keep(State(step=3))
 
 
 def test_a_run_whose_checkpoints_were_removed_leaves_nothing_and_one_that_was_left_all(bucket: Bucket) -> None:
