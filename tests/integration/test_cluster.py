@@ -160,10 +160,10 @@ def test_a_folder_that_the_only_worker_does_not_see_is_one_error(prepared: Proje
     """The driver has a disk of its own where the project keeps checkpoints."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount (root)")
-    prepared.edit(train__num_workers=1)
+    prepared.edit(train__num_workers=1, train__lr=0.09)  # a run of which the tests before have left nothing
     own = f"mount -t tmpfs none {prepared.root}/.resflow && exec resflow stage train"
     last = prepared.run("unshare", "-m", "sh", "-c", own, code=1, **cluster).err.splitlines()[-1]
-    prepared.edit(train__num_workers=2)
+    prepared.edit(train__num_workers=2, train__lr=0.1)
     assert last.startswith(f"train: {prepared.root}/.resflow/runs/")
     assert "is not seen by a worker on another node" in last
 
