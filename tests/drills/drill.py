@@ -120,8 +120,9 @@ def last_step() -> int:
 
 
 def newest(project: Project) -> int:
-    """The step of the newest checkpoint; 0 where there is none."""
-    names = (path.name for path in (project.root / ".resflow" / "runs").glob("*/*.pt"))
+    """The step of the newest checkpoint of a run that is not finished; 0 where there is none."""
+    paths = (project.root / ".resflow" / "runs").glob("*/*.pt")
+    names = (path.name for path in paths if not (path.parent / "done").exists())
     return max((int(name.split("-")[0]) for name in names), default=0)
 
 

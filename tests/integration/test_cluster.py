@@ -121,7 +121,9 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
         assert ("going on from step " in said) == (turn > 1)
         assert (".pt is damaged" in said) == (turn == len(STOPS))
         if number is not signal.SIGKILL:
-            assert said.splitlines()[-1] == f"train: stopped by {number.name}; run it again to go on"
+            kept, last = said.splitlines()[-2:]
+            assert re.fullmatch(r"step \d+ is kept, to go on from", kept)
+            assert last == f"train: stopped by {number.name}; run it again to go on"
         assert "Traceback" not in said
     # what one of the drivers before it had left would have kept the next from training
     assert groups_left(prepared, cluster) == 0
@@ -132,8 +134,9 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
     assert prepared.digest() == undisturbed
 
 
-def test_sigterm_while_a_local_ray_starts_is_told_as_ever(prepared: Project) -> None:
-    driver = start(prepared, {})
+def stopped_while_ray_starts(project: Project) -> tuple[int, str]:
+    """The exit code and last line of a driver that is told to end before it has trained."""
+    driver = start(project, {})
     try:
         deadline = time.monotonic() + START_SECONDS
         while not any(b"raylet" in command_line(pid) for pid in descendants(driver.pid)):
@@ -145,8 +148,12 @@ def test_sigterm_while_a_local_ray_starts_is_told_as_ever(prepared: Project) -> 
     finally:
         driver.kill()
         driver.wait()
-    assert driver.returncode == STOPS[signal.SIGTERM]
-    assert said.splitlines()[-1] == "train: stopped by SIGTERM; run it again to go on"
+    return driver.returncode, said.splitlines()[-1]
+
+
+def test_sigterm_while_a_local_ray_starts_is_told_as_ever(prepared: Project) -> None:
+    said = "train: stopped by SIGTERM; run it again to go on"
+    assert stopped_while_ray_starts(prepared) == (STOPS[signal.SIGTERM], said)
 
 
 def test_a_local_ray_without_enough_cpus_is_one_error_also_by_its_name(prepared: Project) -> None:
@@ -157,15 +164,37 @@ def test_a_local_ray_without_enough_cpus_is_one_error_also_by_its_name(prepared:
 
 
 def test_a_folder_that_the_only_worker_does_not_see_is_one_error(prepared: Project, cluster: dict[str, str]) -> None:
-    """The driver has a disk of its own where the project keeps checkpoints."""
+    """The driver has a disk of its own where the project keeps checkpoints, and the worker an earlier start's file."""
+    stopped_while_ray_starts(prepared)
+    prepared.edit(train__num_workers=1)  # with shards it is the same run
+    own = f"mount -t tmpfs none {prepared.root}/.resflow && exec resflow stage train"
+    last = prepared.run(*in_own_mounts(own), code=1, **cluster).err.splitlines()[-1]
+    prepared.edit(train__num_workers=2)
+    name = re.match(rf"train: {prepared.root}/\.resflow/runs/(\w+): ", last)
+    assert name
+    assert [*(prepared.root / ".resflow/runs" / name[1]).glob("run-*")], "the worker sees nothing of its own"
+    assert "is not seen by a worker on another node" in last
+
+
+def test_arrays_that_a_node_lacks_are_one_error_which_is_not_tried_again(
+    prepared: Project, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    """The driver has others than the workers see, each of which would begin anew 1000 times after a failure."""
+    shutil.copytree(prepared.root / "data" / "prepared", tmp_path / "prepared")
+    with (tmp_path / "prepared" / "train" / "labels.npy").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    prepared.edit(train__max_failures=1000)
+    own = f"mount --bind {tmp_path / 'prepared'} {prepared.root}/data/prepared && exec resflow stage train"
+    last = prepared.run(*in_own_mounts(own), code=1, **cluster).err.splitlines()[-1]
+    assert last.startswith(f"train: {prepared.root}/data/prepared: are not, or not the same, on a node of the cluster")
+
+
+def in_own_mounts(command: str) -> tuple[str, ...]:
+    """A command of the shell that may mount what nobody else sees."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount (root)")
-    prepared.edit(train__num_workers=1, train__lr=0.09)  # a run of which the tests before have left nothing
-    own = f"mount -t tmpfs none {prepared.root}/.resflow && exec resflow stage train"
-    last = prepared.run("unshare", "-m", "sh", "-c", own, code=1, **cluster).err.splitlines()[-1]
-    prepared.edit(train__num_workers=2, train__lr=0.1)
-    assert last.startswith(f"train: {prepared.root}/.resflow/runs/")
-    assert "is not seen by a worker on another node" in last
+    return ("unshare", "-m", "sh", "-c", command)
 
 
 def groups_left(project: Project, cluster: dict[str, str]) -> int:

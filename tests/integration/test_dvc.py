@@ -430,7 +430,11 @@ def test_a_killed_training_goes_on_to_the_bits_of_an_undisturbed_one(copied: Pro
         os.kill(started[-1].pid, signal.SIGCONT)
         said = started[-1].communicate(timeout=60)[0]
         assert started[-1].returncode == 143
-        assert said.splitlines()[-1] == "train: stopped by SIGTERM; run it again to go on"
+        last_step = max(int(path.name.split("-")[0]) for path in kept.glob("*.pt"))
+        assert said.splitlines()[-2:] == [
+            f"step {last_step} is kept, to go on from",
+            "train: stopped by SIGTERM; run it again to go on",
+        ]
         assert "Traceback" not in said
 
         # other inputs are another run
@@ -446,7 +450,7 @@ def test_a_killed_training_goes_on_to_the_bits_of_an_undisturbed_one(copied: Pro
         assert 1 < first_epoch(resumed) <= 16
         assert model.read_bytes() == undisturbed
         assert (copied.root / "plots/train/curves.csv").read_bytes() == curves
-        assert [*runs.iterdir()] == [other], "a run that was left a moment ago can be taken up again"
+        assert {*runs.iterdir()} == {kept, other}, "a run that was left a moment ago can be taken up again"
         with (copied.root / "timings/live/plots/metrics/train/loss.tsv").open() as file:
             steps = [int(row["step"]) for row in csv.DictReader(file, delimiter="\t")]
         assert steps == list(range(1, 17)), "what is shown of a run begins with its first epoch"
@@ -468,6 +472,14 @@ def test_what_is_edited_while_a_stage_runs_is_not_recorded_as_what_ran(copied: P
     assert "train: params.yaml: train: was edited while the stage ran" in said
     assert "Traceback" not in said
     assert (copied.root / "dvc.lock").read_bytes() == recorded
+
+    # with that undone it is recorded without being trained again; whoever then wants it trained again has it so
+    copied.edit(train__lr=0.1)
+    again = copied.run("dvc", "repro", "--single-item", "train").out
+    assert re.search(r"going on from step (\d+) of \1\n", again)
+    assert "epoch" not in again
+    assert (copied.root / "dvc.lock").read_bytes() != recorded
+    assert "epoch 1/16 " in copied.run("dvc", "repro", "--force", "--single-item", "train").out
 
 
 def test_a_stage_tells_by_its_exit_code_whether_trying_again_may_help(copied: Project, tmp_path: Path) -> None:

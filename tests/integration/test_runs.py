@@ -29,7 +29,7 @@ from resflow.study import plan as plans
 from resflow.training import checkpoint
 from resflow.training.checkpoint import Keeper, latest
 from resflow.training.loop import State
-from resflow.training.remote import Arrays, Bucket, BucketFolder
+from resflow.training.remote import Arrays, Bucket, BucketFolder, mark
 from tests.unit.study.searched import plan, record
 
 pytestmark = pytest.mark.integration
@@ -342,7 +342,7 @@ def test_a_lock_of_arrays_that_cannot_be_had_is_one_error(bucket: Bucket, tmp_pa
 def test_what_was_given_up_is_removed_from_the_bucket_and_what_a_run_needs_is_kept(
     bucket: Bucket, tmp_path: Path
 ) -> None:
-    finished, old, kept = ("0" * 16, "1" * 16, "2" * 16)
+    finished, old, kept, settled = (digit * 16 for digit in "0123")
     needed, unneeded = arrays(tmp_path / "needed", b"1"), arrays(tmp_path / "unneeded", b"2")
     for given in (needed, unneeded):
         bucket.send(given)
@@ -353,12 +353,17 @@ def test_what_was_given_up_is_removed_from_the_bucket_and_what_a_run_needs_is_ke
     time.sleep(6)
     recent = arrays(tmp_path / "recent", b"3")
     bucket.send(recent)
-    bucket.folder(kept).write("run", needed.key.encode())
+    assert mark(bucket.folder(kept), recent) != (marked := mark(bucket.folder(kept), needed))
+    assert bucket.folder(kept).names() == [marked]
     bucket.folder(finished).write("lock", b"")
+    runs.settle(bucket.folder(settled), "its result")
 
     bucket.clean(finished, keep="lock", days=4 / 86400)  # the store's times are whole seconds
     assert below(bucket, "") == {finished, kept, "arrays", "photographs"}
     assert bucket.folder(finished).names() == ["lock"]
+    runs.settle(bucket.folder(finished), "its result")
+    bucket.clean(finished, keep="lock")
+    assert set(bucket.folder(finished).names()) == {"lock", "done"}
     assert below(bucket, "arrays") == {needed.key, recent.key}
     assert set(bucket.folder(f"arrays/{needed.key}").names()) == {"train.npy", "used"}
 

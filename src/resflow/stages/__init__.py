@@ -78,7 +78,7 @@ def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if changed:
         problem = "was edited while the stage ran, which used what was there before; nothing is recorded"
-        raise StageError(", ".join(changed), problem, "Run it again")
+        raise StageError(", ".join(changed), problem, "Undo that or keep it, and run it again")
 
 
 def _end(told: list[int], number: int) -> NoReturn:

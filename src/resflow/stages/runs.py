@@ -27,12 +27,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resflow import storage
-from resflow.errors import StoreError, StoreUnavailable, TrainingError
+from resflow.errors import SetupError, StoreError, StoreUnavailable, TrainingError
 from resflow.processes import WAIT_SECONDS, alone, locked
 from resflow.stages.paths import STATE
-from resflow.training.remote import KEPT_DAYS, LOCK, RUN, Bucket
+from resflow.training.checkpoint import SUFFIX, Folder
+from resflow.training.remote import DONE, KEPT_DAYS, LOCK, RUN, Bucket
 
-__all__ = ["clean", "held", "place"]
+__all__ = ["clean", "forget", "held", "made", "place", "settle"]
 
 SCHEME = "[A-Za-z][A-Za-z0-9+.-]*:/"
 """How an address begins: a folder of that name is none that anybody wants."""
@@ -76,19 +77,48 @@ def _endpoint() -> str | None:
     return url
 
 
+def made(folder: Folder) -> str:
+    """What the run has made, where it was settled; else empty."""
+    return folder.read(DONE).decode() if DONE in folder.names() else ""
+
+
+def settle(folder: Folder, made: str) -> None:
+    """Note what a finished run has made: its checkpoints stay until another run is finished.
+
+    As long as DVC has not recorded the result, a kill would cost all of it, and so would an edit of its parameters.
+    """
+    try:
+        folder.write(DONE, made.encode())
+    except (SetupError, StoreError) as error:  # as in `clean`
+        print(f"the last checkpoint goes: {error}", file=sys.stderr)
+
+
+def forget(folder: Folder) -> None:
+    """Have a run that was settled, which we hold, begin anew."""
+    for name in folder.names():
+        if name.endswith(SUFFIX):
+            folder.delete(name)
+    folder.delete(DONE)  # last: until then it is no run that is under way
+
+
 def clean(runs: Path | Bucket, name: str) -> None:
-    """Remove the checkpoints of a finished run, which we hold, and of those that nobody has touched for a week."""
+    """Remove the checkpoints of finished runs, and of those that nobody has touched for a week.
+
+    The run `name`, which we hold, is finished, but stays where it was settled: then others that were go.
+    """
     if isinstance(runs, Bucket):
         try:
             runs.clean(name, keep=LOCK)
         except StoreError as error:  # the model is made: that is worth a line, and no failure
             print(f"old checkpoints stay where they are: {error}", file=sys.stderr)
         return
-    shutil.rmtree(runs / name, ignore_errors=True)
+    if not (runs / name / DONE).exists():
+        shutil.rmtree(runs / name, ignore_errors=True)
     for folder in runs.glob("*/"):
         with suppress(OSError):  # another process was faster
             # each new checkpoint touches its folder; one that was written after the end has brought no lock with it
-            if RUN.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > KEPT_DAYS * 86400:
+            is_over = (folder / DONE).exists() or time.time() - folder.stat().st_mtime > KEPT_DAYS * 86400
+            if RUN.fullmatch(folder.name) and folder.name != name and is_over:
                 with (folder / LOCK).open("a") as file:
                     if locked(file):
                         shutil.rmtree(folder)

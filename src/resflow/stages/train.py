@@ -24,7 +24,7 @@ from resflow.files import csv_bytes, json_bytes, sha256, write
 from resflow.nets import file as model_file
 from resflow.nets import weights
 from resflow.nets.file import ModelCard
-from resflow.params import Params
+from resflow.params import Params, read
 from resflow.processes import alone
 from resflow.stages import runs
 from resflow.stages.card import card as describe
@@ -46,10 +46,15 @@ def run(root: Path, params: Params) -> None:
         started = time.perf_counter()
         job = job_of(root, params)
         with runs.held(job.runs, job.name):
+            folder = job.folder()
+            if (made := runs.made(folder)) and made == _recorded(root):
+                runs.forget(folder)  # whoever has it trained again wants to see it made
             state, timings = fit(job, os.environ.get("RAY_ADDRESS"), root / TIMINGS / "live")
             model_file.save(root / MODEL, state.best, job.card)
             _report(root, state, job.card)
             _report_times(root, state, timings, time.perf_counter() - started)
+            if "DVC_STAGE" in os.environ:
+                runs.settle(folder, _md5(root / MODEL))
             runs.clean(job.runs, job.name)
 
 
@@ -111,6 +116,17 @@ def _digest(path: Path) -> str:
     if digest := sha256(path):
         return digest
     raise DataError(str(path), "is missing or cannot be read", "Run `dvc repro`")
+
+
+def _recorded(root: Path) -> str:
+    """The MD5 that dvc.lock has of a model: DVC has recorded the training of that one. Raises `ParamsError`."""
+    lock = root / "dvc.lock"
+    outs = read(lock)["stages"].get("train", {}).get("outs", []) if lock.is_file() else []
+    return next((str(out.get("md5")) for out in outs if out["path"] == str(MODEL)), "")
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _report(root: Path, state: State, card: ModelCard) -> None:

@@ -28,16 +28,16 @@ import torch
 from resflow.errors import ResflowError, StoreError, StoreUnavailable
 from resflow.files import explained, write_together
 from resflow.training.loop import Epoch, State
+from resflow.training.stop import LEAVE_SECONDS
 
-__all__ = ["Folder", "Keeper", "LocalFolder", "decode", "latest", "latest_bytes", "tell"]
+__all__ = ["SUFFIX", "Folder", "Keeper", "LocalFolder", "decode", "latest", "latest_bytes", "tell"]
 
 FORMAT = b"resflow-state-2\n"  # raise when the layout changes; others are passed over
+SUFFIX = ".pt"
 KEPT = 2
 PATIENCE, PAUSE = 15.0, 1.0
 """Seconds within which a store that does not answer is tried again, and between two tries: it may be started anew
 meanwhile. Less than after which the lease of a run is given up where it could not be renewed (`stages.runs`)."""
-LEAVE_SECONDS = 5.0
-"""How long what ends a run early waits for the checkpoint being written: a store that hangs would hold it for long."""
 
 
 def tell(line: str) -> None:
@@ -94,19 +94,48 @@ class LocalFolder:
             (self._path / name).unlink(missing_ok=True)
 
 
+class Stop(Protocol):
+    """Whether the run is to end early, of which the first worker's `Keeper` asks."""
+
+    def asked(self) -> bool:
+        """Whether a last checkpoint is waited for."""
+
+    def kept(self) -> None:
+        """It is kept, or cannot be: the run may end here, by what this raises."""
+
+
+class NeverStops:
+    """For a run that ends early by being cut short."""
+
+    def asked(self) -> bool:
+        """Never."""
+        return False
+
+    def kept(self) -> None:
+        """Go on."""
+
+
 class Keeper:
     """Keeps a checkpoint every `steps` steps and every `seconds` seconds, 0 meaning never, and whenever told to.
 
     Training goes on while one is written, in another thread. A checkpoint that comes while the one before it is still
     being written waits for it; an error of writing is raised by the next call. As a context it closes at the end; what
     ends it early is raised, and not what became of a checkpoint then, which is waited for only a moment. `say` is
-    told of a store that does not answer.
+    told of a store that does not answer. Once `stop` is asked for, a last one is due.
     """
 
     def __init__(
-        self, folder: Folder, *, device: str, steps: int, seconds: float, say: Callable[[str], None] = tell
+        self,
+        folder: Folder,
+        *,
+        device: str,
+        steps: int,
+        seconds: float,
+        say: Callable[[str], None] = tell,
+        stop: Stop = NeverStops(),  # noqa: B008  # it has no state
     ) -> None:
-        self._folder, self._device, self._steps, self._seconds, self._say = folder, device, steps, seconds, say
+        self._folder, self._device, self._steps, self._seconds = folder, device, steps, seconds
+        self._say, self._stop = say, stop
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._leaving = threading.Event()
@@ -120,7 +149,7 @@ class Keeper:
             self.close()
             return
         self._leaving.set()
-        if self._writing:
+        if self._writing and not self._stop.asked():  # which has waited for it
             with suppress(ResflowError, TimeoutError):
                 self._writing.result(LEAVE_SECONDS)
         self._pool.shutdown(wait=False)
@@ -130,11 +159,25 @@ class Keeper:
         return self._steps > 0 and step % self._steps == 0
 
     def due_by_time(self) -> bool:
-        """Whether `seconds` have passed since the last one."""
-        return self._seconds > 0 and time.monotonic() - self._last >= self._seconds
+        """Whether `seconds` have passed since the last one, or the run is to end early."""
+        passed = self._seconds > 0 and time.monotonic() - self._last >= self._seconds
+        return passed or self._stop.asked()
 
     def keep(self, state: State) -> None:
-        """Write `state` in the background."""
+        """Write `state` in the background; where the run is to end early, be done with it."""
+        if self._stop.asked():
+            self._leaving.set()
+            try:
+                self._begin(state)
+                self.wait()
+                self._say(f"step {state.step} is kept, to go on from")
+            except ResflowError as error:  # no reason to end otherwise than by the stop
+                self._say(f"step {state.step} is not kept: {error}")
+            self._stop.kept()
+            return
+        self._begin(state)
+
+    def _begin(self, state: State) -> None:
         self.wait()
         self._last = time.monotonic()
         self._writing = self._pool.submit(self._write, state)
@@ -217,8 +260,8 @@ def _is_whole(content: bytes) -> bool:
 
 def _name(state: State, device: str) -> str:
     # after validation an epoch's last step is another state
-    return f"{state.step:09d}-{len(state.history):05d}.{device}.pt"
+    return f"{state.step:09d}-{len(state.history):05d}.{device}{SUFFIX}"
 
 
 def _newest_first(folder: Folder, device: str) -> list[str]:
-    return sorted((name for name in folder.names() if name.endswith(f".{device}.pt")), reverse=True)
+    return sorted((name for name in folder.names() if name.endswith(f".{device}{SUFFIX}")), reverse=True)

@@ -3,7 +3,8 @@
 `fit` is called by the stage `train`. One worker without `RAY_ADDRESS` runs in this process (Ray Train's local mode);
 otherwise Ray places `train.num_workers` workers, here or where `RAY_ADDRESS` says. What one worker does is in `loop`;
 checkpoints are ours (`checkpoint`), not Ray's, so that a run is the same wherever it goes on. Training images that are
-streamed are read by Ray Data (`reader`). No other module imports Ray.
+streamed are read by Ray Data (`reader`); what workers and driver tell each other is `post`. No other module of training
+imports Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import pickle
 import signal
 import socket
 import struct
@@ -33,17 +33,19 @@ from resflow import compute
 from resflow.data import arrays, shards
 from resflow.data.arrays import Split
 from resflow.data.stream import Stream
-from resflow.errors import ClusterError, ResflowError, SetupError, TrainingError
+from resflow.errors import ClusterError, DataError, ResflowError, SetupError, TrainingError
 from resflow.files import home
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
 from resflow.training import checkpoint, loop
 from resflow.training.address import check_address, token_path
 from resflow.training.checkpoint import Folder, LocalFolder
-from resflow.training.display import Display, Event, Meter, Timing
+from resflow.training.display import Display, Meter, Timing
 from resflow.training.gradients import parts
+from resflow.training.post import joined
 from resflow.training.reader import cause, read_with_ray, store_bytes
-from resflow.training.remote import MARK, Arrays, Bucket, BucketFolder
+from resflow.training.remote import Arrays, Bucket, BucketFolder, mark
+from resflow.training.stop import StopHere
 
 __all__ = ["Job", "connected", "fit", "local_arrays"]
 
@@ -98,7 +100,7 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[Tim
             outcome = _fit_on_cluster(job, address, display)
     finally:
         display.close()
-    if isinstance(outcome, TrainingError):
+    if isinstance(outcome, ResflowError):
         raise outcome
     state, timings = outcome
     return state, timings
@@ -112,7 +114,7 @@ def _fit_here(job: Job, display: Display) -> Any:
     streamed = job.loader == "stream"
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
-        train_loop_config={"job": job, "show": display.show, "here": True},
+        train_loop_config={"job": job, "show": display.show, "stop": StopHere(), "mark": None},
         scaling_config=ScalingConfig(num_workers=0, use_gpu=compute.device(job.train.device) == "cuda"),
         run_config=RunConfig(name=job.name),
     )
@@ -122,17 +124,17 @@ def _fit_here(job: Job, display: Display) -> Any:
 
 def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
     _prepare(job, address)
-    job.folder().write(MARK, job.arrays.key.encode())
+    seen = mark(job.folder(), job.arrays)
     from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     try:
-        with _started(job, address), _shown(display) as show:
+        with _started(job, address), joined(display) as post:
             on_gpu = _on_cluster_gpu(job.train, address)
             trainer = TorchTrainer(
                 _work,  # type: ignore[arg-type]  # as above
-                train_loop_config={"job": job, "show": show, "here": False},
+                train_loop_config={"job": job, "show": post.show, "stop": post, "mark": seen},
                 torch_config=_torch_config(),
                 scaling_config=_scaling(job.train, on_gpu=on_gpu),
                 run_config=RunConfig(
@@ -317,64 +319,38 @@ def _free(kind: str, wanted: int) -> int:
         time.sleep(0.2)
 
 
-@contextmanager
-def _shown(display: Display) -> Iterator[Callable[[Event | str], None]]:
-    """Meanwhile, show on this machine what the first worker hands to the function given.
-
-    Ray's own way, bringing all that workers print to the driver, brings its log too, and twice from shared hosts.
-    What is handed over goes through the queue pickled, so that the queue's process need not import what it is made of.
-    """
-    import ray
-    from ray.exceptions import RayError
-    from ray.util.queue import Queue
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-    def watch() -> None:
-        try:
-            while (event := pickle.loads(queue.get())) is not None:
-                display.show(event)
-        except RayError:
-            return  # this node or its head is lost, of which whoever waits for the result hears too
-        except ResflowError as error:
-            print(f"{error}. What comes now is not shown.", file=sys.stderr)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield lambda event: queue.put(pickle.dumps(event))
-    finally:
-        with suppress(RayError):  # as in `watch`
-            queue.put(pickle.dumps(None))
-        watcher.join()
-        queue.shutdown(force=True)
-
-
-def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | TrainingError | None:
+def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | ResflowError | None:
     """What each worker runs. An error that all meet alike is handed back: Ray would try again what it is raised."""
     import ray.train
 
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    folder = job.folder()
-    if not config["here"] and not _everywhere(MARK in folder.names(), world):
-        problem = "is not seen by a worker on another node"
-        mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
-        return TrainingError(str(folder), problem, mend)
-    place = local_arrays(job)
+    place = _place(job, config["mark"])
+    for other in _of_all(place, world):
+        if isinstance(other, ResflowError):
+            return other
+    assert isinstance(place, Path)
     loop.prepare_torch(job.seed, job.train.threads)
     net = job.card.network()
     net.load_state_dict(job.initial, strict=False)  # the stage has seen what is missing
     device = ray.train.torch.get_device() if job.train.device != "cpu" else torch.device("cpu")
-    say = checkpoint.tell if config["here"] else config["show"]  # nobody sees what a worker prints
+    say = config["show"] if config["mark"] else checkpoint.tell  # nobody sees what a worker elsewhere prints
+    folder = job.folder()
     state = _common_state(folder, device.type, rank, world, say)
-    seconds = job.checkpoint.seconds
-    keeper = checkpoint.Keeper(folder, device=device.type, steps=job.checkpoint.steps, seconds=seconds, say=say)
     timings: list[Timing] = []
-    with keeper, _training(job, place, rank, world) as (training, count):
+    with (
+        config["stop"] as stop,
+        checkpoint.Keeper(
+            folder,
+            device=device.type,
+            steps=job.checkpoint.steps,
+            seconds=job.checkpoint.seconds,
+            say=say,
+            stop=stop,
+        ) as keeper,
+        _training(job, place, rank, world) as (training, count),
+    ):
         steps = max(1, count // job.train.batch_size)
         meter = Meter(steps, job.train.batch_size, state.step, config["show"]) if rank == 0 else None
         if meter and state.step:
@@ -450,13 +426,24 @@ def local_arrays(job: Job) -> Path:
     raise TrainingError(str(job.arrays.folder), problem, mend)
 
 
-def _everywhere(answer: bool, world: int) -> bool:
-    """Whether it is so on all workers: one that left alone would let the others wait for it in their first message."""
-    if world == 1:
-        return answer
-    answers: list[Any] = [None] * world
-    dist.all_gather_object(answers, answer)
-    return all(answers)
+def _place(job: Job, mark: str | None) -> Path | ResflowError:
+    """Where the arrays are on this node, or what it lacks, however often it is tried."""
+    if mark and mark not in job.folder().names():
+        problem = "is not seen by a worker on another node"
+        mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
+        return TrainingError(str(job.folder()), problem, mend)
+    try:
+        return local_arrays(job)
+    except (DataError, TrainingError) as error:
+        return error
+
+
+def _of_all(answer: Any, world: int) -> list[Any]:
+    """The answers of all workers: one that left alone would let the others wait for it in their first message."""
+    answers = [answer] * world
+    if world > 1:
+        dist.all_gather_object(answers, answer)
+    return answers
 
 
 def _common_state(folder: Folder, device: str, rank: int, world: int, say: Callable[[str], None]) -> loop.State:

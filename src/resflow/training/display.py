@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Display", "Event", "Meter", "Timing"]
 
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+"""That of tqdm, but for steps per second: images per second are told."""
 INTERVAL = 0.5
 """Seconds between two events within an epoch: reading the sums makes a GPU wait."""
 LINE_SECONDS = 5.0
@@ -100,7 +102,7 @@ class Meter:
 
 
 class Display:
-    """A bar over the steps of the run on a terminal, with loss, accuracy, images per second and time left.
+    """A bar an epoch on a terminal, with loss, accuracy, images per second, and time left of the epoch and of the run.
 
     Elsewhere a line tells the same: one an epoch, and one within it `line_seconds` after the last.
     The figures of each epoch also go to `live`, for `dvc plots`.
@@ -109,6 +111,7 @@ class Display:
     def __init__(self, train: Train, live: Path, line_seconds: float = LINE_SECONDS) -> None:
         self._train, self._live, self._line_seconds = train, Live(live), line_seconds
         self._bar: Any = None
+        self._epoch = 0
         self._said = 0.0
 
     def show(self, event: Event | str) -> None:
@@ -116,12 +119,13 @@ class Display:
         if isinstance(event, str):
             self.say(event)
             return
-        bar = self._bar or self._new_bar(event)
-        bar.set_description(f"epoch {event.epoch}/{self._train.epochs}", refresh=False)
+        # workers that are started again may go on in the epoch before
+        bar = self._bar if self._bar and self._epoch == event.epoch else self._new_bar(event)
         figures = [f"loss {event.loss:.4f}", f"accuracy {event.accuracy:.2%}", _rate(event)]
-        bar.set_postfix_str(", ".join(figures), refresh=False)
-        bar.update((event.epoch - 1) * event.steps + event.step - bar.n)
+        bar.set_postfix_str(", ".join([*figures, *self._left(event)]), refresh=False)
+        bar.update(event.step - bar.n)
         if event.finished:
+            self._remove_bar()
             self.say(self._line(event, _outcome(event.finished, event)))
             self._live.show(event.history)
         elif self._needs_lines() and time.perf_counter() - self._said >= self._line_seconds:
@@ -138,27 +142,41 @@ class Display:
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._bar:
-            self._bar.close()
+        self._remove_bar()
         self._live.close()
 
     def _needs_lines(self) -> bool:
         return self._bar.disable or not sys.stdout.isatty()  # tqdm asks about stderr, where it draws
 
     def _line(self, event: Event, figures: Sequence[str], percent: int | None = None) -> str:
+        return lines.text(event.epoch, self._train.epochs, [*figures, *self._left(event)], percent)
+
+    def _left(self, event: Event) -> list[str]:
+        """Of the run."""
         steps = (self._train.epochs - event.epoch + 1) * event.steps - event.step
-        left = [f"{_clock(steps / event.steps_per_second)} left"] if steps else []
-        return lines.text(event.epoch, self._train.epochs, [*figures, *left], percent)
+        return [f"{_clock(steps / event.steps_per_second)} left"] if steps else []
 
     def _new_bar(self, event: Event) -> Any:
         from tqdm import tqdm
 
-        self._said = time.perf_counter()  # not from the start of a cluster on, which may take longer than an epoch
-        done = (event.epoch - 1) * event.steps + event.step
+        self._remove_bar()
+        self._epoch = event.epoch
+        self._said = self._said or time.perf_counter()  # not from the start of a cluster on, which may take long
         self._bar = tqdm(
-            total=self._train.epochs * event.steps, initial=done, unit="step", leave=False, disable=None, mininterval=0
+            desc=f"epoch {event.epoch}/{self._train.epochs}",
+            total=event.steps,
+            initial=event.step,
+            bar_format=BAR,
+            leave=False,
+            disable=None,
+            mininterval=0,
         )
         return self._bar
+
+    def _remove_bar(self) -> None:
+        if self._bar:
+            self._bar.close()
+            self._bar = None
 
 
 def _outcome(epoch: Epoch, event: Event) -> list[str]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
@@ -27,7 +28,10 @@ from resflow.data.shards import ANEW, Shard
 from resflow.errors import DataError, StoreError, StoreUnavailable
 from resflow.files import explained, partial, sha256
 
-__all__ = ["KEPT_DAYS", "LOCK", "MARK", "RUN", "Arrays", "Bucket", "BucketFolder"]
+if TYPE_CHECKING:
+    from resflow.training.checkpoint import Folder
+
+__all__ = ["DONE", "KEPT_DAYS", "LOCK", "RUN", "Arrays", "Bucket", "BucketFolder", "mark"]
 
 CHUNK = 1 << 22
 KEPT_DAYS = 7.0
@@ -42,9 +46,11 @@ SILENT_SECONDS = 10.0
 """Without a byte for so long a request is given up, of which Arrow makes three: who waits for them hears no signal."""
 LOCK = "lock"
 """A file of each run's folder, or an object there, which whoever trains the run holds: `stages.runs`."""
-MARK = "run"
-"""A file of each run's folder, which says what arrays it needs: a worker that does not see it does not share the
-folder."""
+DONE = "done"
+"""A file of a finished run's folder, which says what it has made: `stages.runs`."""
+MARK = "run-"
+"""How a file of a run's folder begins which says what arrays it needs. The rest is drawn for each start: a worker that
+does not see it does not share the folder, though an earlier run may have left one on that worker's own disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,20 +167,22 @@ class Bucket:
         return folder
 
     def clean(self, name: str, keep: str, days: float = KEPT_DAYS) -> None:
-        """Remove the finished run `name`, all but the file `keep`, and what nobody has touched for `days`.
+        """Remove finished runs, of `name` all but the file `keep`, and what nobody has touched for `days`.
+
+        Where `name` has a file `DONE`, it stays, and it is others that have one which go.
 
         Arrays stay as long as a run that is left needs them. Raises `StoreError`.
         """
         oldest = time.time() - days * 86400
-        self.folder(name).remove(keep)
+        if DONE not in self.folder(name).names():
+            self.folder(name).remove(keep)
         needed = set()
         for run in set(self._below("")) - {name}:
             folder = self.folder(run)
-            if folder.touched() < oldest:
+            if DONE in folder.names() or folder.touched() < oldest:
                 folder.remove()
             else:
-                with suppress(FileNotFoundError):  # a run on one machine needs none
-                    needed.add(folder.read(MARK).decode())
+                needed |= {folder.read(name).decode() for name in folder.names() if name.startswith(MARK)}
         for key in set(self._below("arrays")) - needed:
             folder = self.folder(f"arrays/{key}")
             if folder.touched() < oldest:
@@ -200,6 +208,16 @@ class Bucket:
     def _below(self, prefix: str) -> list[str]:
         """The runs, or the arrays, that have something there."""
         return [name for name in self.folder(prefix).folders() if RUN.fullmatch(name)]
+
+
+def mark(folder: Folder, arrays: Arrays) -> str:
+    """Say in a run's folder what it needs; returns by what name. Raises `ResflowError`."""
+    for name in folder.names():
+        if name.startswith(MARK):
+            folder.delete(name)
+    name = MARK + secrets.token_hex(8)
+    folder.write(name, arrays.key.encode())
+    return name
 
 
 class BucketFolder:

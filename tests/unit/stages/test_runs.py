@@ -14,6 +14,7 @@ import pytest
 from resflow import storage
 from resflow.errors import StoreError, TrainingError
 from resflow.stages import runs
+from resflow.training.checkpoint import LocalFolder
 from resflow.training.remote import KEPT_DAYS, Bucket
 
 MINE, OTHER, OLD = "0" * 16, "1" * 16, "2" * 16
@@ -152,6 +153,28 @@ def test_a_finished_run_goes_and_with_it_those_given_up_a_week_ago_that_nobody_t
         process.kill()
         process.wait()
     assert {path.name for path in tmp_path.iterdir()} == {OTHER, trained.name, foreign.name}
+
+
+def test_a_run_that_was_settled_stays_until_another_one_is_finished(tmp_path: Path) -> None:
+    for name in (MINE, OTHER):
+        make(tmp_path / name, 0)
+    with runs.held(tmp_path, MINE):
+        runs.settle(LocalFolder(tmp_path / MINE), "its result")
+        runs.clean(tmp_path, MINE)
+    assert runs.made(LocalFolder(tmp_path / MINE)) == "its result"
+    assert (tmp_path / MINE / "000000001-00000.cpu.pt").read_bytes() == b"state"
+    with runs.held(tmp_path, OTHER):
+        runs.clean(tmp_path, OTHER)
+    assert not tmp_path.exists()
+
+
+def test_a_run_that_was_settled_can_begin_anew(tmp_path: Path) -> None:
+    folder = LocalFolder(make(tmp_path / MINE, 0))
+    assert runs.made(folder) == ""
+    runs.settle(folder, "its result")
+    runs.forget(folder)
+    assert runs.made(folder) == ""
+    assert folder.names() == ["lock"]
 
 
 def test_the_last_finished_run_leaves_no_folder(tmp_path: Path) -> None:

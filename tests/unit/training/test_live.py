@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -162,6 +165,34 @@ def test_a_run_that_went_on_within_an_epoch_tells_the_speed_of_what_it_computed_
         assert (events[-1].seconds, events[-1].images_per_second) == timing
     assert events[0].steps_per_second > 0
     assert 0 < events[-1].steps_per_second <= 6 / 0.02
+
+
+# --- a bar ------------------------------------------------------------------------------------------------------------
+
+
+def test_on_a_terminal_each_epoch_has_a_bar_which_its_line_takes_the_place_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 140))
+    with open(terminal, "w") as file:  # noqa: PTH123  # it is no path
+        monkeypatch.setattr(sys, "stderr", file)
+        monkeypatch.setattr(sys, "stdout", file)
+        display = Display(settings(), tmp_path)
+        display.show(within(1, 50))
+        display.show(within(1, 100))
+        display.show(Event(1, 200, 200, 2.0, 0.0, 10_123.4, 4.0, tuple(history(1)), 3.21))
+        display.show(within(2, 60))
+        display.close()
+        said = os.read(screen, 100_000).decode()
+    os.close(screen)
+    bars = re.findall(r"epoch (\d)/3: +(\d+)%\|.*?\| (\d+)/200 \[\S+<\S+, (.*?)\]", said)
+    figures = "loss 0.3121, accuracy 91.20%, 10,123 images/s"
+    assert ("1", "50", "100", f"{figures}, 2:05 left") in bars
+    assert bars[-1] == ("2", "30", "60", f"{figures}, 1:25 left")
+    line = "epoch 1/3  loss 2.0000  validation accuracy -100.00%"
+    assert f"\r{line}" in said, "the bar is gone"
+    assert said.index(" 100/200 ") < said.index(line) < said.index(" 60/200 ")
 
 
 # --- lines within an epoch --------------------------------------------------------------------------------------------

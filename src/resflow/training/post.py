@@ -1,0 +1,124 @@
+"""What the driver and the first worker of a run on a cluster tell each other: what to show, and that it is to end."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Self
+
+from resflow.errors import ResflowError
+from resflow.training.display import Display, Event
+from resflow.training.stop import LEAVE_SECONDS
+
+__all__ = ["Post", "joined"]
+
+
+class Post:
+    """The first worker's side: what it hands to `show` is shown by the driver, and as a context it is told to stop.
+
+    Ray's own way, bringing all that workers print to the driver, brings its log too, and twice from shared hosts.
+    """
+
+    def __init__(self, box: Any) -> None:
+        self._box = box
+
+    def __enter__(self) -> Self:
+        self._asked = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The thread ends with the driver's box."""
+
+    def show(self, event: Event | str) -> None:
+        """Have it shown. Pickled, so that the box's process need not import what it is made of."""
+        import ray
+
+        ray.get(self._box.put.remote(pickle.dumps(event)))
+
+    def asked(self) -> bool:
+        """Whether the driver has been told to end."""
+        return self._asked.is_set()
+
+    def kept(self) -> None:
+        """Let the driver end, and with it this worker."""
+        import ray
+
+        self._asked.clear()  # one checkpoint is enough
+        ray.get(self._box.keep.remote())
+
+    def _listen(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        with suppress(RayError):  # the box is gone, and so is the driver
+            ray.get(self._box.listen.remote())
+            self._asked.set()
+
+
+@contextmanager
+def joined(display: Display) -> Iterator[Post]:
+    """Meanwhile, show on this machine what the first worker has to show; what ends it early waits for a checkpoint."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    box = _box().options(num_cpus=0, scheduling_strategy=here).remote()
+
+    def watch() -> None:
+        try:
+            while (event := pickle.loads(ray.get(box.get.remote()))) is not None:
+                display.show(event)
+        except RayError:
+            return  # this node or its head is lost, of which whoever waits for the result hears too
+        except ResflowError as error:
+            print(f"{error}. What comes now is not shown.", file=sys.stderr)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield Post(box)
+    except (KeyboardInterrupt, SystemExit):
+        with suppress(RayError):  # as in `watch`, or no checkpoint is kept in time
+            ray.get(box.stop.remote(), timeout=LEAVE_SECONDS)
+        raise
+    finally:
+        with suppress(RayError):  # as in `watch`
+            ray.get(box.put.remote(pickle.dumps(None)))
+        watcher.join()
+        ray.kill(box)
+
+
+def _box() -> Any:
+    """The actor between them. Its class is made here, so that its process gets it as it is and imports no torch."""
+    import ray
+
+    class Box:
+        def __init__(self) -> None:
+            self.events: asyncio.Queue[bytes] = asyncio.Queue()
+            self.asked, self.kept, self.listeners = asyncio.Event(), asyncio.Event(), 0
+
+        async def put(self, event: bytes) -> None:
+            await self.events.put(event)
+
+        async def get(self) -> bytes:
+            return await self.events.get()
+
+        async def listen(self) -> None:
+            self.listeners += 1
+            await self.asked.wait()
+
+        async def stop(self) -> None:
+            self.asked.set()
+            if self.listeners:
+                await self.kept.wait()
+
+        async def keep(self) -> None:
+            self.kept.set()
+
+    return ray.remote(Box)
