@@ -398,7 +398,9 @@ def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_sam
 def test_a_killed_run_with_a_parameter_of_its_own_leaves_no_process_and_the_next_goes_on(
     copied: Project, server: str
 ) -> None:
-    command = ("resflow", "run", "-S", "train.epochs=60", "--no-release")
+    shutil.copy(copied.root / "models/model.safetensors", copied.root / "start.safetensors")  # unknown to git
+    start = ("train.init_from=start.safetensors", f"train.init_sha256={copied.digest()}")
+    command = ("resflow", "run", "-S", "train.epochs=60", "-S", start[0], "-S", start[1], "--no-release")
     with running(copied, *command) as process:  # with a server of its own
         wait_for(lambda: "\n".join(work_lines(process)).count("\nepoch ") >= 2, "training to go on")
         os.kill(process.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,22 @@ def test_the_four_files_come_to_the_raw_folder_and_nothing_else_does(tmp_path: P
     fetch.run(tmp_path, chosen)
     assert {path.name: path.read_text() for path in (tmp_path / RAW).iterdir()} == {name: name for name in NAMES}
     assert {path.name for path in tmp_path.iterdir()} == {"mirror", RAW.parts[0], STATE.name}
+
+
+def test_a_folder_that_git_does_not_know_is_found_from_a_work_tree_and_named_as_the_users(
+    tmp_path: Path, chosen: Params
+) -> None:
+    (tree := tmp_path / ".resflow/worktrees/12-34").mkdir(parents=True)
+    given = chosen.model_dump(mode="json")
+    given["data"]["sources"] = ["mirror"]
+    (tree / "params.yaml").write_text(json.dumps(given))
+    with pytest.raises(SourceError, match=f"gave it: {tmp_path}/mirror no such folder"):
+        fetch.run(tree, params.load(tree / "params.yaml"))
+    (tmp_path / "mirror").mkdir()
+    for name in NAMES:
+        (tmp_path / "mirror" / name).write_text(name)
+    fetch.run(tree, params.load(tree / "params.yaml"))
+    assert {path.name for path in (tree / RAW).iterdir()} == {*NAMES}
 
 
 def test_without_any_source_it_is_one_error(tmp_path: Path, chosen: Params) -> None:
