@@ -53,15 +53,16 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
 
 
 def _release(root: Path, settings: Params, endpoint: store.Endpoint) -> Release:
-    """Visible last: data, then the bundle, then the stage `prod`."""
+    """Visible last: data, then the bundle, then the stage `prod`, which another data set never takes over by itself."""
     ran = acts.what_ran(root)
-    acts.gate(root, ran, settings.gate)
+    verdict = acts.gate(root, ran, settings.gate)
     storage.ensure_bucket(endpoint, settings.store.bucket)
     registered = acts.register(root, ran)
     pushed = acts.push(root, endpoint)
     published = acts.publish(root, endpoint, settings.store.bucket, registered.version)
-    promoted = settings.registry.auto_promote and acts.promote(root, registered.version)
-    return Release(registered=registered, pushed=pushed, published=published, promoted=promoted)
+    withheld = settings.registry.auto_promote and verdict.incomparable
+    promoted = settings.registry.auto_promote and not withheld and acts.promote(root, registered.version)
+    return Release(registered=registered, pushed=pushed, published=published, promoted=promoted, withheld=withheld)
 
 
 def with_overrides(root: Path, overrides: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from resflow.evaluation.gate import Verdict, judge
 from resflow.params import Gate
 from resflow.pipeline import Pushed
 from resflow.registry import Snapshot, Version
-from resflow.stages.paths import METRICS, MODEL, PLOTS, SHEET
+from resflow.stages.paths import METRICS, MODEL, PLOTS, PREPARED, SHEET
 from resflow.storage import Published
 from resflow.store import Endpoint
 from tasks.stages import can_help, log
@@ -53,12 +53,13 @@ def what_ran(root: Path) -> Version | Snapshot:
 
 @task(task_run_name="gate", cache_policy=NO_CACHE)
 def gate(root: Path, ran: Version | Snapshot, limits: Gate) -> Verdict:
-    """Hold the metrics against the limits and against production. Raises `GateError`."""
+    """Hold the metrics against the limits and, on the same test data, against production. Raises `GateError`."""
     production = registry.production(root, registry.artifact(root).name)
-    theirs = None
+    theirs, incomparable = None, False
     if production and not (isinstance(ran, Version) and ran.version == production.version):
-        theirs = _evaluation(root, production.commit)
-    verdict = judge(_evaluation(root, ran.commit), theirs, limits)
+        incomparable = _test_data(root, ran.commit) != _test_data(root, production.commit)
+        theirs = None if incomparable else _evaluation(root, production.commit)
+    verdict = judge(_evaluation(root, ran.commit), theirs, limits, incomparable=incomparable)
     if not verdict.passed:
         mend = "Nothing was registered. Improve the model, or change `gate` in params.yaml knowingly"
         raise GateError("gate", verdict.text, mend)
@@ -128,3 +129,8 @@ def bundle(root: Path, commit: str) -> dict[str, bytes]:
 
 def _evaluation(root: Path, commit: str) -> dict[str, Any]:
     return dict(json.loads(registry.read(root, commit, f"{METRICS}/evaluate.json")))
+
+
+def _test_data(root: Path, commit: str) -> str | None:
+    """The hash of the images and labels that the model of a commit was measured on."""
+    return pipeline.dependency(registry.read(root, commit, "dvc.lock"), "evaluate", f"{PREPARED}/test")

@@ -25,6 +25,8 @@ class Release:
     pushed: Pushed
     published: Published
     promoted: bool
+    withheld: bool
+    """Whether it would have been promoted, had production been measured on the same test data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,15 @@ class Summary:
         files = release.pushed.files
         data = f"{files} file{'s'[: files != 1]}" if files else "nothing to push"
         stage = "promoted to prod" if release.promoted else ("in prod" if "prod" in version.stages else "not promoted")
-        return [
+        rows = [
             ("version", f"{name} ({made}; {stage}{mine})"),
             ("published", f"{published.url} ({sent})"),
             ("data pushed", data),
         ]
+        if release.withheld:
+            why = "its accuracy is of other test data, and says nothing against or for this version's"
+            rows.append(("production", f"left as it is: {why}. `resflow models promote {name}` replaces it"))
+        return rows
 
     def markdown(self) -> str:
         """The same as a Markdown table."""

@@ -468,14 +468,16 @@ class Gate(Section):
     max_ece: Fraction
     """Greatest expected calibration error."""
     max_accuracy_drop: Fraction
-    """By how much test accuracy may fall below that of the version in production."""
+    """By how much test accuracy may fall below that of the version in production, where that was measured on the same
+    test data; else the two are not compared."""
 
 
 class Registry(Section):
     """What becomes of a version."""
 
     auto_promote: bool
-    """Give a version that passed the gate the stage `prod`."""
+    """Give a version that passed the gate the stage `prod`; not where the version there was measured on other test
+    data: `resflow models promote` then does."""
 
 
 class Range(Section):

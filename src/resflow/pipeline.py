@@ -34,6 +34,7 @@ from resflow.processes import die_with_parent
 __all__ = [
     "Pushed",
     "StageRun",
+    "dependency",
     "differing",
     "edited",
     "environment",
@@ -125,6 +126,12 @@ def differing(definition: bytes, lock: bytes, contents: Mapping[str, bytes], pla
         hashes.setdefault(path, set()).add(digest)
     looked_at = [path for path in hashes if any(PurePosixPath(path).is_relative_to(place) for place in places)]
     return sorted(path for path in looked_at if hashes[path] != {_digest(path, contents)})
+
+
+def dependency(lock: bytes, stage: str, path: str) -> str | None:
+    """The hash of what a stage read at `path`, by the text of a dvc.lock; None where it names none."""
+    read = yaml.safe_load(lock)["stages"].get(stage, {}).get("deps", [])
+    return next((entry.get("md5") for entry in read if entry["path"] == path), None)
 
 
 def edited(root: Path) -> list[str]:

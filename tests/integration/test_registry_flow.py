@@ -188,8 +188,33 @@ def test_what_another_command_changes_during_a_run_is_not_released_and_the_next_
     assert copied.git("for-each-ref", "refs/tags") == tags
 
     (copied.root / "dvc.yaml").write_text(declared)
-    assert "registered before, nothing new" in copied.run("resflow", "run").out
+    other = _put_other_test_data_into_production(copied)
+    said = copied.run("resflow", "run").out
+    assert "registered before, nothing new; not promoted" in said
     assert (copied.root / MODEL).read_bytes() == model
+
+    # beside it: accuracies on other images are not compared, and no version takes over from them by itself
+    assert "production was measured on other test data and is not compared" in said
+    assert f"`resflow models promote {NAME}@{FIRST}` replaces it" in said
+    production = registry.production(copied.root, NAME)
+    assert production
+    assert production.version == other
+
+
+def _put_other_test_data_into_production(project: Project) -> str:
+    """A version of another data set, which is better than any other can be."""
+    ran = {name: (project.root / name).read_text() for name in ("dvc.lock", "metrics/evaluate.json")}
+    lock, metrics = yaml.safe_load(ran["dvc.lock"]), json.loads(ran["metrics/evaluate.json"])
+    (entry,) = [entry for entry in lock["stages"]["evaluate"]["deps"] if entry["path"] == "data/prepared/test"]
+    entry["md5"] = f"{'0' * 32}.dir"
+    (project.root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    (project.root / "metrics/evaluate.json").write_text(json.dumps({**metrics, "accuracy": 1.0}))
+    held = registry.snapshot(project.root, pipeline.recorded_files(project.root))
+    made = registry.register(project.root, NAME, held).version
+    registry.promote(project.root, NAME, made)
+    for name, text in ran.items():
+        (project.root / name).write_text(text)
+    return made
 
 
 def test_a_parameter_that_is_edited_between_two_stages_is_in_no_version(copied: Project) -> None:

@@ -164,6 +164,14 @@ def test_contents_are_held_against_the_hashes_that_dvc_recorded(tmp_path: Path) 
     assert differing(contents, lock[: lock.index(b"md5: ") + 2]) == ["model", "plots"]
 
 
+def test_the_hash_of_what_a_stage_read_is_that_of_dvc_lock() -> None:
+    entries = [{"path": "data/test", "md5": "1.dir"}, {"path": "model", "md5": "2"}]
+    lock = yaml.safe_dump({"stages": {"test": {"deps": entries}, "make": {"outs": entries}}}).encode()
+    assert pipeline.dependency(lock, "test", "data/test") == "1.dir"
+    for stage, path in (("test", "data"), ("make", "model"), ("other", "model")):
+        assert pipeline.dependency(lock, stage, path) is None
+
+
 def command(root: Path, *words: str) -> None:
     subprocess.run(words, cwd=root, env=pipeline.environment(), check=True, capture_output=True)
 

@@ -38,17 +38,23 @@ class Verdict:
 
     passed: bool
     checks: tuple[Check, ...]
+    incomparable: bool
+    """Whether there is a version in production that was measured on other test data."""
 
     @property
     def text(self) -> str:
         """The failed checks, or all of them where none failed, in one line."""
-        return "; ".join(check.text for check in self.checks if check.passed == self.passed)
+        clauses = [check.text for check in self.checks if check.passed == self.passed]
+        return "; ".join([*clauses, INCOMPARABLE] if self.passed and self.incomparable else clauses)
 
 
-def judge(metrics: Mapping[str, Any], production: Mapping[str, Any] | None, gate: Gate) -> Verdict:
+def judge(
+    metrics: Mapping[str, Any], production: Mapping[str, Any] | None, gate: Gate, *, incomparable: bool = False
+) -> Verdict:
     """Hold metrics/evaluate.json against the gate and against `production`, the same file of the version in production.
 
-    Raises `GateError` where a figure is missing or no fraction.
+    That is None where there is none, or where it is `incomparable`: two accuracies on different images say nothing of
+    which model is better. Raises `GateError` where a figure is missing or no fraction.
     """
     accuracy, ece = _fraction(metrics, "accuracy", OURS), _fraction(metrics, "ece", OURS)
     checks = [
@@ -59,9 +65,10 @@ def judge(metrics: Mapping[str, Any], production: Mapping[str, Any] | None, gate
         theirs = _fraction(production, "accuracy", THEIRS)
         of = f" (production has {theirs:.6g}, and may be undercut by {gate.max_accuracy_drop:g})"
         checks.append(_at_least("max_accuracy_drop", accuracy, theirs - gate.max_accuracy_drop, of))
-    return Verdict(all(check.passed for check in checks), tuple(checks))
+    return Verdict(all(check.passed for check in checks), tuple(checks), incomparable)
 
 
+INCOMPARABLE = "production was measured on other test data and is not compared"
 OURS = "metrics/evaluate.json"
 THEIRS = "metrics/evaluate.json of the version in production"
 

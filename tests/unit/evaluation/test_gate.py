@@ -52,6 +52,16 @@ def test_a_model_better_than_production_passes():
     assert judge(GOOD, {"accuracy": 0.991}, GATE).passed
 
 
+def test_production_on_other_test_data_is_not_compared_and_the_text_says_so():
+    verdict = judge(GOOD, None, GATE, incomparable=True)
+    assert verdict.passed
+    assert verdict.incomparable
+    assert [check.name for check in verdict.checks] == ["min_accuracy", "max_ece"]
+    assert verdict.text.endswith("; production was measured on other test data and is not compared")
+    assert "production" not in judge({**GOOD, "accuracy": 0.5}, None, GATE, incomparable=True).text
+    assert not judge(GOOD, {"accuracy": 0.995}, GATE).incomparable
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), 99.5, -0.1, "0.99", True])
 @pytest.mark.parametrize("key", ["accuracy", "ece"])
 def test_a_figure_that_is_missing_or_no_fraction_is_an_error_that_names_it(key, value):
