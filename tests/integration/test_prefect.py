@@ -411,6 +411,7 @@ def test_a_killed_run_with_a_parameter_of_its_own_leaves_no_process_and_the_next
     assert "going on from step" in done.out
     assert "epoch 1/60" not in done.out
     assert "epoch 60/60" in done.out
+    assert "Nothing of this run stays in the project" in done.out
     assert copied.git("worktree", "list").count("\n") == 0, left
     (run,) = (copied.root / ".resflow" / "runs").iterdir()
     assert (run / "done").exists(), "only the last finished run stays"

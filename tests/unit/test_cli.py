@@ -16,6 +16,7 @@ import typer
 
 import resflow
 from resflow import cli, terminal
+from resflow.cli import pipeline
 from resflow.errors import StageError
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,23 @@ def test_the_page_of_commands_names_every_command_and_exit_code() -> None:
     missing = [named(words) for words in ALL if not hasattr(ALL[words], "commands") and f"`{named(words)}" not in page]
     assert missing == []
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == set(cli.EXIT_CODES)
+
+
+@pytest.mark.parametrize(
+    ("version", "apart", "said", "unsaid"),
+    [
+        ("m@v0.1.0", False, ["models list", "resflow predict IMAGE  ", "dvc metrics show"], ["--model", "no-release"]),
+        (None, False, ["resflow predict IMAGE  ", "Nothing was released"], ["models list"]),
+        ("m@v0.1.0", True, ["models show m@v0.1.0", "predict IMAGE --model m@v0.1.0"], ["dvc metrics show"]),
+        (None, True, ["Nothing of this run stays", "Without --no-release"], ["Next:", "predict"]),
+    ],
+)
+def test_after_a_run_only_commands_that_show_its_model_are_named(
+    version: str | None, apart: bool, said: list[str], unsaid: list[str]
+) -> None:
+    text = "\n".join(pipeline._next(version, apart))
+    assert [words for words in said if words not in text] == []
+    assert [words for words in unsaid if words in text] == []
 
 
 def test_an_error_is_one_plain_line_after_all_other_output(capfd: pytest.CaptureFixture[str]) -> None:

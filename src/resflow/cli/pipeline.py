@@ -33,7 +33,7 @@ def run(
     """Run the whole pipeline: data, training, evaluation, gate, registration, publication.
 
     What is up to date is not run again. With --set or --params it runs in a work tree of its own, and your files
-    stay as they are.
+    stay as they are: what it releases is found by its version, and with --no-release nothing of it is kept.
     """
     from resflow import store
 
@@ -49,7 +49,8 @@ def run(
     summary = flow(overrides=overrides or None, release=release)
     terminal.table(summary.rows())
     typer.echo("")
-    typer.echo("Next:  resflow models list  ·  resflow predict IMAGE  ·  dvc plots show  ·  dvc metrics show")
+    for line in _next(str(summary.release.registered.version) if summary.release else None, bool(overrides)):
+        typer.echo(line)
     if not os.environ.get("AWS_ENDPOINT_URL_S3"):
         typer.echo("The store stays up for `dvc pull` and `resflow models pull`; `resflow store stop` ends it.")
 
@@ -101,6 +102,24 @@ def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
     on_cluster = os.environ.get("RAY_ADDRESS") and not os.environ.get("RESFLOW_STORAGE")  # whose workers meet in it
     if (release or on_cluster) and os.environ.get("AWS_ENDPOINT_URL_S3"):
         storage.ensure_bucket(store.endpoint(root), settings.store.bucket)
+
+
+def _next(version: str | None, apart: bool) -> list[str]:
+    """What can be done with the model of a run: `version`, if it was released; `apart` in a work tree of its own."""
+    figures = "dvc plots show  ·  dvc metrics show"
+    if not apart:
+        first = "resflow models list  ·  " if version else ""
+        line = f"Next:  {first}resflow predict IMAGE  ·  {figures}"
+        return [line] if version else [line, "Nothing was released; `resflow run` does that."]
+    if not version:
+        return [
+            "Nothing of this run stays in the project: its work tree is gone, and the figures above are what there is.",
+            "Without --no-release its model becomes a version; `dvc exp run --temp -S` keeps an experiment.",
+        ]
+    return [
+        f"Next:  resflow models show {version}  ·  resflow predict IMAGE --model {version}",
+        "The model, metrics and plots in this folder are those of before.",
+    ]
 
 
 def _flow() -> Any:
