@@ -6,6 +6,7 @@ By hand it is `resflow run`; on a schedule, `resflow schedule` or the deployment
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +35,13 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
     """
     root = pipeline.find_root(Path.cwd())
     registry.check(root)
-    endpoint = store.ready(root)
+    # what is not released needs no store, unless one was named, in which the workers of a cluster may meet
+    endpoint = store.ready(root) if release or os.environ.get("AWS_ENDPOINT_URL_S3") else None
+    if endpoint:
+        store.configure_dvc(root, endpoint)  # a work tree takes it over
     with _place(root, overrides or {}) as place:
         settings = params.load(place / "params.yaml")
-        store.configure_dvc(place, endpoint)
-        env = meeting_place(settings, endpoint)
+        env = meeting_place(settings, endpoint) if endpoint else {}
         if place != root:
             env["PYTHONPATH"] = str(place / "src")
         stages = [run_stage(place, name, env) for name in pipeline.stage_names(place)]
@@ -46,7 +49,7 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
             accuracy=_metric(place, "evaluate", "accuracy"),
             parameters=_metric(place, "train", "parameters"),
             stages=stages,
-            release=_release(place, settings, endpoint) if release else None,
+            release=_release(place, settings, endpoint) if release and endpoint else None,
         )
         show(place, summary)
     return summary

@@ -345,6 +345,7 @@ def test_a_failed_stage_and_a_failed_gate_are_one_line_and_release_nothing(deplo
     assert done.err.startswith("error: gate: ")
     assert "Running stage" not in done.out, "a limit of the gate is no reason to train again"
     assert "Nothing was registered" in done.err
+    assert done.out.splitlines()[-1].startswith("The store stays up"), "it was started for a release"
     assert latest_run(server)["state_type"] == "FAILED"
 
     source = Path(yaml.safe_load((deployed.root / "params.yaml").read_text())["data"]["sources"][0])
@@ -377,16 +378,19 @@ def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_sam
 ) -> None:
     project = replace(copied, environment=knows(server))
     project.edit(train__epochs=60)
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):  # SIGKILL is what drills try
+    stops = ((signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "ended by SIGTERM"))
+    for number, code, how in stops:  # SIGKILL is what drills try
         with running(project, "resflow", "run", "--no-release") as process:
             wait_for(lambda: "\n".join(work_lines(process)).count("\nepoch ") >= 2, "training to go on")
             (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
             process.wait(PATIENCE)
         said = "\n".join(work_lines(process))
         assert process.returncode == code, said
+        assert said.splitlines()[-1] == f"resflow run: {how}; the same command goes on"
         assert "Traceback" not in said
         assert ("epoch 1/60" in said) == (number is signal.SIGINT), "every later one goes on from a checkpoint"
         nobody_works(project)
+    assert not (project.root / ".resflow" / "store").exists(), "what is not released needs none"
     done = project.run("dvc", "repro", "train")  # whichever door, it is the same run
     assert "epoch 1/60" not in done.out
     assert "epoch 60/60" in done.out

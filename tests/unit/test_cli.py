@@ -113,6 +113,24 @@ def test_after_a_run_only_commands_that_show_its_model_are_named(
     assert [words for words in unsaid if words in text] == []
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "resflow run: stopped with Ctrl-C; the same command goes on\n"),
+        (SystemExit(143), "resflow run: ended by SIGTERM; the same command goes on\n"),
+        (SystemExit(1), ""),
+        (StageError("train", "lr is 9", "Lower it"), ""),
+    ],
+    ids=repr,
+)
+def test_a_run_that_is_stopped_says_in_one_line_how_to_go_on(
+    error: BaseException, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(type(error)), pipeline._end_told(tmp_path, embedded=True):
+        raise error
+    assert capfd.readouterr() == ("", said), "no store runs there, of which it would have to tell"
+
+
 def test_an_error_is_one_plain_line_after_all_other_output(capfd: pytest.CaptureFixture[str]) -> None:
     terminal.error(str(StageError("train", "git said:\nfatal: [red]no[/]", "Mend it")))
     assert capfd.readouterr().err == "error: train: git said: fatal: [red]no[/]. Mend it\n"

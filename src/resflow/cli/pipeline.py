@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +15,14 @@ import typer
 from resflow import terminal
 from resflow.cli import server
 from resflow.cli.common import ParamsFile, Settings, examples, overrides_of, parameters, project
+from resflow.errors import ResflowError
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
+
+STAYS = "The store stays up for `dvc pull` and `resflow models pull`; `resflow store stop` ends it."
+STOPPED = {signal.SIGINT: "stopped with Ctrl-C", signal.SIGTERM: "ended by SIGTERM"}
 
 
 @commands.command(
@@ -40,19 +47,21 @@ def run(
     root = project()
     overrides = overrides_of(settings or [], params_file)
     _check_before(root, overrides, release)
-    if not os.environ.get("AWS_ENDPOINT_URL_S3"):
-        store.start(root, wait=False)  # it gets ready while Prefect is imported
-    os.chdir(root)
-    wait = server.start()
-    flow = _flow()
-    wait()
-    summary = flow(overrides=overrides or None, release=release)
+    embedded = release and not os.environ.get("AWS_ENDPOINT_URL_S3")
+    with _end_told(root, embedded):
+        if embedded:
+            store.start(root, wait=False)  # it gets ready while Prefect is imported
+        os.chdir(root)
+        wait = server.start()
+        flow = _flow()
+        wait()
+        summary = flow(overrides=overrides or None, release=release)
     terminal.table(summary.rows())
     typer.echo("")
     for line in _next(str(summary.release.registered.version) if summary.release else None, bool(overrides)):
         typer.echo(line)
-    if not os.environ.get("AWS_ENDPOINT_URL_S3"):
-        typer.echo("The store stays up for `dvc pull` and `resflow models pull`; `resflow store stop` ends it.")
+    if embedded:
+        typer.echo(STAYS)
 
 
 @commands.command(epilog=examples("resflow stage train"))
@@ -102,6 +111,30 @@ def _check_before(root: Path, overrides: dict[str, Any], release: bool) -> None:
     on_cluster = os.environ.get("RAY_ADDRESS") and not os.environ.get("RESFLOW_STORAGE")  # whose workers meet in it
     if (release or on_cluster) and os.environ.get("AWS_ENDPOINT_URL_S3"):
         storage.ensure_bucket(store.endpoint(root), settings.store.bucket)
+
+
+@contextmanager
+def _end_told(root: Path, embedded: bool) -> Iterator[None]:
+    """Where the run fails or is stopped, say what it leaves: the store, and how to go on."""
+    from resflow import store
+
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError, ResflowError):  # nobody reads along any more; the settings of the store are damaged
+            if embedded and store.status(root).running:
+                typer.echo(STAYS)  # before the error, which is the last line
+        if how := _stopped(error):
+            typer.echo(f"resflow run: {how}; the same command goes on", err=True)
+        raise
+
+
+def _stopped(error: BaseException) -> str | None:
+    """How the user ended the run, where it is that which has ended it."""
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED[signal.SIGINT]
+    ended = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+    return STOPPED[signal.SIGTERM] if ended else None
 
 
 def _next(version: str | None, apart: bool) -> list[str]:
