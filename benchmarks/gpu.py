@@ -100,17 +100,20 @@ def main() -> None:
 def recipe(**changes: Any) -> Any:
     """The section `train` of params.yaml, read without the packages that resflow otherwise reads it with.
 
-    That section is plain `key: value` lines and sections of such lines, of which this understands numbers, booleans and
-    words. Nothing is checked.
+    That section is plain `key: value` lines and sections of such lines, of which this understands numbers, booleans,
+    words, and nothing for null. Nothing is checked.
     """
     body = PARAMS.read_text().partition("\ntrain:\n")[2].partition("\n\n")[0]
     read = inner = SimpleNamespace()
-    for line in body.splitlines():
+    lines = body.splitlines()
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
         key, _, text = line.strip().partition(":")
         place = inner if line.startswith("    ") else read
-        if not text:
+        if not text and place is read and after.startswith("    "):
             inner = SimpleNamespace()
-        setattr(place, key, _value(text.strip()) if text else inner)
+            setattr(read, key, inner)
+        else:
+            setattr(place, key, _value(text.strip() or "null"))
     vars(read).update(changes)
     return read
 

@@ -705,26 +705,16 @@ def override(tree: dict[str, Any], changes: Mapping[str, Any], where: str) -> di
 def edited(path: Path, changes: Mapping[str, Any], where: str) -> str:
     """The text of params.yaml with dotted keys set as by `override`: comments, order and layout stay.
 
-    Raises `ParamsError` for a key that does not exist; values are seen by `parse`.
+    In the form in which `dvc exp run -S` would write it. Raises `ParamsError` for a key that does not exist; values are
+    seen by `parse`.
     """
     from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedSeq
 
-    yaml, text = YAML(), io.StringIO()
+    yaml, text = YAML(), io.StringIO()  # indents lists and writes null as DVC's does
     yaml.preserve_quotes = True
     yaml.width = 1 << 16
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
     tree = yaml.load(path.read_text(encoding="utf-8"))
-    written = {}
-    for name, given in changes.items():
-        written[name] = given
-        if isinstance(given, list):
-            written[name] = CommentedSeq(given)
-            written[name].fa.set_flow_style()
-    yaml.dump(override(tree, written, where), text)
+    yaml.dump(override(tree, changes, where), text)
     return text.getvalue()
 
 

@@ -28,6 +28,8 @@ This page is written by `resflow schema --markdown > docs/parameters.md` from `s
   `resflow run --params experiments/article.yaml`; of both, `-S` wins. Your files stay as they are.
 - An unknown key, a wrong type or a value out of range is an error before anything starts.
 - A stage of `dvc.yaml` runs again when one of the parameters it lists has changed.
+- `params.yaml` has the form that DVC writes, so that `dvc exp run -S train.lr=0.02` changes one line of it: an item
+  of a list on each line, nothing for null, and no comment behind a list.
 """
 KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -361,6 +362,40 @@ def test_an_override_merges_a_section_and_keeps_the_rest() -> None:
     parsed = params.parse(tree, "--set")
     assert (parsed.train.lr, parsed.seed) == (0.5, 7)
     assert parsed.train.epochs == params.load(ROOT / "params.yaml").train.epochs
+
+
+@pytest.mark.parametrize(
+    ("dotted", "text", "given", "said"),
+    [
+        ("train.lr", "0.02", 0.02, ["-   lr: 0.04", "+   lr: 0.02"]),
+        ("train.max_failures", "5", 5, ["-   max_failures: 3", "+   max_failures: 5"]),
+        ("net.pool", "max", "max", ["-   pool:", "+   pool: max"]),
+        ("net.blocks", "[2,3]", [2, 3], ["+   - 2", "+   - 3"]),
+        (
+            "prepare.classes",
+            "[cat,'1']",
+            ["cat", "1"],
+            ["-   - '0'", "+   - cat", *[f"-   - '{digit}'" for digit in range(2, 10)]],
+        ),
+        ("search.max_seconds", "60", 60, ["-   max_seconds:", "+   max_seconds: 60"]),
+        ("train.lr", "0.04", 0.04, []),
+    ],
+)
+def test_dvc_and_resflow_change_the_lines_of_what_is_set_in_params_yaml_and_no_others(
+    tmp_path: Path, dotted: str, text: str, given: Any, said: list[str]
+) -> None:
+    """By what `dvc exp run -S` calls, which writes the whole file anew."""
+    from dvc.utils.hydra import apply_overrides
+
+    file = tmp_path / "params.yaml"
+    file.write_text(TEXT)
+    assert params.edited(file, {}, "test") == TEXT
+    edited = params.edited(file, {dotted: given}, "test")
+    apply_overrides(file, [f"{dotted}={text}"])
+    assert file.read_text() == edited
+    assert params.read(file) == changed(**{dotted: given})
+    lines = [line for line in difflib.ndiff(TEXT.splitlines(), edited.splitlines()) if line.startswith(("-", "+"))]
+    assert lines == said
 
 
 def test_the_written_schema_and_page_are_those_of_the_code() -> None:
