@@ -46,9 +46,25 @@ def test_models_show_tells_where_a_version_came_from(released: Project) -> None:
     assert "data/raw" in lineage["data"]
     assert "src/resflow/stages/train.py" in lineage["code"]
     out = released.run("resflow", "models", "show", FIRST).out
-    assert f"git checkout {FIRST} && dvc pull" in out
+    rows = dict(line.split("  ", 1) for line in out.splitlines())
+    assert rows["made on"].split() == [released.git("rev-parse", "main")[:12], "main"]
+    assert "epochs 2" in rows["params train"]
+    assert rows["params net"].split() == ["name", "resnet8_avg"]
+    _check_that_it_gets_the_files(released, rows["get it"].strip())
     assert f"accuracy {lineage['metrics']['metrics/evaluate.json']['accuracy']:g}" in out
     assert "classes.0" not in out, "fifty figures in one line are for --json"
+
+
+def _check_that_it_gets_the_files(project: Project, recipe: str) -> None:
+    """In the clone that made the version, where its files lie about untracked, and with the store stopped."""
+    before = project.git("status", "--porcelain")
+    assert "dvc.lock" in before
+    project.run("resflow", "store", "stop")
+    project.run("bash", "-ec", recipe)
+    made = Project(project.root.parent / f"{NAME}-v0.1.0", project.home)
+    assert made.digest() == project.digest()
+    assert (made.git("status", "--porcelain"), project.git("status", "--porcelain")) == ("", before)
+    project.git("worktree", "remove", str(made.root))
 
 
 def test_models_promote_is_idempotent_and_says_what_it_did(copied: Project) -> None:

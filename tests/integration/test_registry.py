@@ -41,6 +41,8 @@ stages:
     deps:
     - {{path: data/prepared, hash: md5, md5: feed.dir, size: 2}}
     - {{path: input.txt, hash: md5, md5: c0de, size: 3}}
+    params:
+      params.yaml: {{seed: 0, train: {{lr: 0.1, epochs: 3}}}}
     outs:
     - {{path: models/model.txt, hash: md5, md5: '{model}', size: 3}}
 """
@@ -456,10 +458,11 @@ def test_the_lineage_says_what_changed_and_what_went_in(released: Path) -> None:
     version = registry.resolve(released, f"{MODEL}@latest")
     lineage = registry.lineage(released, version)
     assert lineage.commit == git(released, "rev-parse", "HEAD")
-    assert lineage.parent == git(released, "rev-parse", "HEAD^")
+    assert lineage.parent == lineage.base == git(released, "rev-parse", "HEAD^")
     assert lineage.branches == ("main",)
     assert lineage.compared_with == f"{MODEL}@v0.1.0"
     assert lineage.params == {"train.lr": (0.0, 0.1), "old0": ([1], None), "old1": (None, [1])}
+    assert lineage.parameters == {"seed": 0, "train.epochs": 3, "train.lr": 0.1}
     assert lineage.code == {"input.txt": "c0de"}
     assert lineage.data == {"data/prepared": "feed.dir", "models/model.txt": "b"}
     assert lineage.metrics == {"metrics/train.json": {"accuracy": 0.99, "loss.train": 0.1}}
@@ -477,6 +480,22 @@ def test_the_lineage_of_a_snapshot_names_the_branch_it_stands_beside(root: Path)
     assert lineage.branches == ("main",)
     assert lineage.compared_with == lineage.parent == git(root, "rev-parse", "main")
     assert lineage.params == {"train.lr": (0.1, 0.5)}
+
+
+def test_the_lineage_of_a_snapshot_upon_a_snapshot_names_the_nearest_commit_that_a_branch_holds(root: Path) -> None:
+    """As `resflow run --set` makes them where the work tree is dirty."""
+    main = git(root, "rev-parse", "main")
+    (root / "params.yaml").write_text("train: {lr: 0.5, epochs: 3}\n")
+    beside = registry.snapshot(root).commit
+    git(root, "checkout", "-q", "--force", "--detach", beside)
+    (root / "params.yaml").write_text("train: {lr: 0.5, epochs: 4}\n")
+    version = register(root, "a")
+    lineage = registry.lineage(root, version)
+    assert (lineage.parent, lineage.base, lineage.branches, lineage.compared_with) == (beside, main, ("main",), main)
+    assert lineage.params == {"train.epochs": (3, 4), "train.lr": (0.1, 0.5)}
+    git(root, "branch", "-q", "-D", "main")
+    alone = registry.lineage(root, version)
+    assert (alone.base, alone.branches, alone.compared_with) == (None, (), beside)
 
 
 def test_a_file_that_a_commit_lacks_is_said_plainly(released: Path) -> None:

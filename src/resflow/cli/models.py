@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,14 +95,19 @@ def show(reference: Reference, as_json: Json = False) -> None:
     if as_json:
         print_json({**_version(version), "lineage": asdict(lineage)})
         return
+    base = lineage.base or lineage.parent
     rows = [
         ("version", str(version)),
         ("stages", ", ".join(version.stages) or "none"),
         ("made", f"{version.created_at:%Y-%m-%d %H:%M %Z}"),
-        ("commit", f"{version.commit} (get it with `git checkout {version} && dvc pull`)"),
-        ("made on", f"{(lineage.parent or 'the first commit')[:12]} {' '.join(lineage.branches)}".strip()),
+        ("commit", version.commit),
+        ("get it", _recipe(version)),
+        ("made on", " ".join([base[:12] if base else "no commit before it", *lineage.branches])),
     ]
-    rows += [(f"params {key}", f"{before} -> {after}") for key, (before, after) in lineage.params.items()]
+    if lineage.compared_with:
+        rows += [(f"params {key}", f"{before} -> {after}") for key, (before, after) in lineage.params.items()]
+    if lineage.compared_with in (None, base):  # no version before it, so that little or nothing differs
+        rows += _sections(lineage.parameters)
     for kind, entries in (("data", lineage.data), ("code", lineage.code)):
         rows += [(f"{kind} {path}", digest) for path, digest in entries.items()]
     for path, values in lineage.metrics.items():
@@ -136,6 +143,23 @@ def promote(reference: Reference, stage: Annotated[str, typer.Option(help="The s
     version = registry.resolve(root, reference)
     changed = registry.promote(root, version.name, version.version, stage)
     typer.echo(f"{version} is in {stage} now" if changed else f"{version} is in {stage} already; nothing changed")
+
+
+def _recipe(version: Any) -> str:
+    """How to get its files beside the user's, which `git checkout` refuses to replace where the version was made."""
+    folder = f"../{version.name}-{version.version}"
+    return f'git worktree add {folder} {version} && (eval "$(resflow store env)" && cd {folder} && dvc pull)'
+
+
+def _sections(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row for each section of params.yaml, of what is given there; the hash of data/raw stands for data.files."""
+    sections: dict[str, list[str]] = {}
+    for dotted, value in parameters.items():
+        section, _, name = dotted.partition(".")
+        if value is not None and not dotted.startswith("data.files."):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            sections.setdefault(section, []).append(f"{name} {text}".strip())
+    return [(f"params {section}", "  ".join(entries)) for section, entries in sections.items()]
 
 
 def _model_path(model: str | None) -> Path:

@@ -20,11 +20,15 @@ class Lineage:
     commit: str
     parent: str | None
     branches: tuple[str, ...]
-    """Branches that hold the commit or, where none does, its parent."""
+    """Branches that hold the commit or, where none does, its base."""
+    base: str | None
+    """The nearest commit before it that a branch holds; the parent may be one that resflow made beside the branch."""
     compared_with: str | None
-    """The previous version, or else the parent commit: what `params` is compared with."""
+    """The previous version, or else the base, or else the parent: what `params` is compared with."""
     params: Mapping[str, tuple[Any, Any]]
     """Dotted key to value before and value of this version; None where it is absent."""
+    parameters: Mapping[str, Any]
+    """Dotted key to value of all that its stages used, from dvc.lock."""
     data: Mapping[str, str]
     """Path to hash of what stages read and wrote, from dvc.lock."""
     code: Mapping[str, str]
@@ -38,15 +42,18 @@ def lineage(root: Path, version: Version) -> Lineage:
     repo = Repository(root)
     commit = repo.commit(version.commit)
     parent = repo.try_git("rev-parse", "--verify", "--quiet", f"{commit}^")
+    base = repo.on_a_branch(parent) if parent else None
     previous = _previous(repo, version)
-    base = previous.commit if previous else parent
+    before = previous.commit if previous else base or parent
     code, data = _hashes(repo, commit)
     return Lineage(
         commit=commit,
         parent=parent,
-        branches=repo.branches(commit) or (repo.branches(parent) if parent else ()),
-        compared_with=str(previous) if previous else parent,
-        params=_changes(_flat(repo.tree_of(base, "params.yaml")), _flat(repo.tree_of(commit, "params.yaml"))),
+        branches=repo.branches(commit) or (repo.branches(base) if base else ()),
+        base=base,
+        compared_with=str(previous) if previous else before,
+        params=_changes(_flat(repo.tree_of(before, "params.yaml")), _flat(repo.tree_of(commit, "params.yaml"))),
+        parameters=_used(repo, commit),
         data=data,
         code=code,
         metrics=_metrics(repo, commit),
@@ -56,6 +63,13 @@ def lineage(root: Path, version: Version) -> Lineage:
 def _previous(repo: Repository, version: Version) -> Version | None:
     older = [v for v in known_versions(repo, version.name) if order(v.version) < order(version.version)]
     return older[0] if older else None
+
+
+def _used(repo: Repository, commit: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for stage in mapping(mapping(repo.tree_of(commit, "dvc.lock")).get("stages")).values():
+        found |= _flat(mapping(mapping(stage).get("params")).get("params.yaml"))
+    return dict(sorted(found.items()))
 
 
 def _hashes(repo: Repository, commit: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -147,6 +147,12 @@ class Repository:
         names = self.git("for-each-ref", "--format=%(refname:lstrip=2)", *where).split("\n")
         return tuple(name for name in names if name and not name.endswith("/HEAD"))
 
+    def on_a_branch(self, commit: str) -> str | None:
+        """`commit`, or the nearest of its first parents that a branch holds; None where none holds any."""
+        beside = self.git("rev-list", "--first-parent", commit, "--not", "--branches", "--remotes")
+        start = f"{beside.split()[-1]}^" if beside else commit
+        return self.try_git("rev-parse", "--verify", "--quiet", start)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time, over all work trees of the repository."""
