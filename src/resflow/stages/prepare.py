@@ -7,10 +7,11 @@ all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from resflow.data.arrays import Chosen, Rows, Split
 from resflow.data.idx import Bytes
 from resflow.data.split import Indices, stratified
 from resflow.errors import DataError
-from resflow.files import explained, write_together
+from resflow.files import explained, sha256, write_together
 from resflow.params import Params, RawFile
 from resflow.stages.paths import PREPARED, RAW, SHEET
 
@@ -28,6 +29,10 @@ __all__ = ["run"]
 
 ORDER = 1
 """Of the draws made from the seed, those for the order of the Parquet files; the split makes its own."""
+
+
+NAMED = 8
+"""Classes that a warning still names."""
 
 
 class Source(NamedTuple):
@@ -58,6 +63,8 @@ def run(root: Path, params: Params) -> None:
     for pair, found in described["duplicates"].items():
         if found["count"]:
             print(f"{pair}: {found['count']} images stand in both; see {SHEET}")
+    if empty := _empty(described["splits"]):
+        print(f"warning: no image at all of {empty}")
 
 
 def _splits(raw: Path, params: Params, *, shuffled: bool) -> dict[str, Source]:
@@ -91,15 +98,42 @@ def _remove_others(folder: Path, written: set[Path]) -> None:
 
 def _pair(raw: Path, images_file: RawFile, labels_file: RawFile, num_classes: int) -> Split:
     images_path, labels_path = raw / images_file.name, raw / labels_file.name
-    split = Split(idx.read_images(images_path), idx.read_labels(labels_path, num_classes))
+    with _as_named(images_path, images_file):
+        images = idx.read_images(images_path)
+    with _as_named(labels_path, labels_file):
+        labels = idx.read_labels(labels_path, num_classes)
+    split = Split(images, labels)
     idx.check_pair(*split, images_path, labels_path)
     return split
+
+
+@contextmanager
+def _as_named(path: Path, file: RawFile) -> Iterator[None]:
+    """Nobody is sent to fetch a file again which is the very one that params.yaml names."""
+    try:
+        yield
+    except DataError as error:
+        if error.mend != idx.AGAIN or sha256(path) != file.sha256:
+            raise
+        mend = "It is the one that params.yaml names by its SHA-256: mend it at its source, and the SHA-256 with it"
+        raise DataError(error.where, error.problem, mend) from error
 
 
 def _check(described: dict[str, list[float]], path: Path) -> None:
     if 0.0 in described["std"]:
         channel = described["std"].index(0.0)
         raise DataError(str(path), f"every pixel of channel {channel} is the same", "Give images that differ")
+
+
+def _empty(splits: dict[str, Any]) -> str:
+    """The classes without an image in some split, by split; nothing where there are none."""
+    said = []
+    for name, split in splits.items():
+        classes = [repr(label) for label, count in split["class_counts"].items() if not count]
+        more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
+        if classes:
+            said.append(f"{', '.join(classes[:NAMED])}{more} in {name}")
+    return "; ".join(said)
 
 
 def _write_text(file: BinaryIO, text: str) -> None:

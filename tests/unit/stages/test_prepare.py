@@ -154,6 +154,34 @@ def test_duplicates_across_splits_are_reported(root: Path, capsys: pytest.Captur
     assert "test: 1 images stand in both" in capsys.readouterr().out
 
 
+def test_classes_without_an_image_are_told_in_one_line_with_their_splits(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare.run(root, PARAMS)
+    assert "warning" not in capsys.readouterr().out
+    train = (np.arange(400) % 9).astype(np.uint8)
+    train[train == 3] = 4
+    train[0] = 3  # one image, which validation does not get
+    idx.write(root / RAW / FILES.train_labels.name, train)
+    idx.write(root / RAW / FILES.test_labels.name, np.full(50, 7, np.uint8))
+    prepare.run(root, PARAMS)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    test = "'0', '1', '2', '3', '4', '5', '6', '8' and 1 more in test"
+    assert line == f"warning: no image at all of '9' in train; '3', '9' in validation; {test}"
+
+
+def test_a_file_that_is_the_one_named_by_its_digest_is_not_to_be_fetched_again(root: Path) -> None:
+    path = root / RAW / FILES.test_images.name
+    idx.write(path, np.zeros((50, 28), np.uint8))
+    with pytest.raises(DataError, match=r"has 2 dimensions .*\. Delete it and run `dvc repro`"):
+        prepare.run(root, PARAMS)
+    named = FILES.test_images.model_copy(update={"sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    files = FILES.model_copy(update={"test_images": named})
+    same = PARAMS.model_copy(update={"data": PARAMS.data.model_copy(update={"files": files})})
+    with pytest.raises(DataError, match=r"has 2 dimensions .*\. It is the one .*: mend it at its source"):
+        prepare.run(root, same)
+
+
 def break_missing(raw: Path) -> None:
     (raw / FILES.train_labels.name).unlink()
 
