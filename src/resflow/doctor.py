@@ -65,6 +65,8 @@ def examine(start: Path) -> list[Finding]:
             ("credentials", False, lambda: _credentials(root)),
         ]
         checks[7:7] = mine
+    if token := _ray_token_file():
+        checks[-2:-2] = [("Ray token", True, lambda: _alone(token))]
     with ThreadPoolExecutor(len(checks)) as pool:
         return list(pool.map(lambda check: _attempt(*check), checks))
 
@@ -223,10 +225,14 @@ def _credentials(root: Path) -> str:
     if not _foreign():
         if not keys.exists():
             return "made for the embedded store when it first starts"
-        if stat.S_IMODE(keys.stat().st_mode) & 0o077:
-            raise SetupError(str(keys), "can be read by other users", f"`chmod 600 {keys}`")
-        return f"{keys}, for this user alone"
+        return _alone(keys)
     return _own_credentials()
+
+
+def _alone(path: Path) -> str:
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise SetupError(str(path), "can be read by other users", f"`chmod 600 {path}`")
+    return f"{path}, for this user alone"
 
 
 def _own_credentials() -> str:
@@ -276,3 +282,16 @@ def _ray_token() -> str:
         return f"token from {path}"
     mend = "Copy it from the cluster's head, or make one on a new cluster: `ray get-auth-token --generate`"
     raise SetupError(str(path), "holds no token, and the cluster asks for one", mend)
+
+
+def _ray_token_file() -> Path | None:
+    """The file whose token Ray takes, also for a cluster of this machine's own; Ray makes it for all to read."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled" or os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    from resflow.training.address import token_path
+
+    try:
+        path = token_path()
+        return path if path.is_file() else None
+    except (SetupError, OSError):  # without a home, or none that can be looked into
+        return None

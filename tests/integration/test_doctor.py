@@ -25,16 +25,17 @@ NOBODY = "127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Project]:
-    """A project in which nothing ran; a test that spoils it puts it right again."""
-    project = make_project(tmp_path_factory.mktemp("doctor") / "project", home)
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project in which nothing ran, and a home; a test that spoils it puts it right again."""
+    project = make_project(tmp_path_factory.mktemp("doctor") / "project", tmp_path_factory.mktemp("home"))
     yield project
     stop_store(project)
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Nothing of the caller's about clusters, servers and git."""
+def machine(made: Project, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing of the caller's about clusters, servers and git, nor of the tests before."""
+    monkeypatch.setenv("HOME", str(made.home))
     for name in [name for name in os.environ if name.startswith(("RAY_", "PREFECT_", "AWS_", "GIT_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
@@ -152,7 +153,9 @@ def test_a_cluster_is_asked_for_and_so_is_its_token(made: Project, machine: pyte
         machine.setenv("RAY_ADDRESS", f"http://127.0.0.1:{port}")
         assert "is not HOST:PORT, auto or local" in found(made.root)["Ray"].finding
         machine.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-        assert "holds no token" in found(made.root)["Ray"].finding
+        findings = found(made.root)
+        assert "holds no token" in findings["Ray"].finding
+        assert "Ray token" not in findings
         machine.setenv("RAY_AUTH_TOKEN", "very secret")
         findings = found(made.root)
     assert bad(findings) == []
@@ -172,3 +175,22 @@ def test_keys_that_others_can_read_are_bad(made: Project) -> None:
         keys.unlink()
     assert "credentials" in bad(findings)
     assert findings["credentials"].mend == f"`chmod 600 {keys}`"
+
+
+def test_a_token_of_ray_that_others_can_read_is_a_note(made: Project, machine: pytest.MonkeyPatch) -> None:
+    token = made.home / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("very secret")
+    token.chmod(0o640)
+    findings = found(made.root)
+    machine.setenv("RAY_AUTH_TOKEN", "another")
+    assert "Ray token" not in found(made.root)
+    machine.delenv("RAY_AUTH_TOKEN")
+    token.chmod(0o600)
+    mended = found(made.root)["Ray token"]
+    shutil.rmtree(token.parent)
+    assert bad(findings) == []
+    note = Finding("Ray token", False, True, f"{token}: can be read by other users", f"`chmod 600 {token}`")
+    assert findings["Ray token"] == note
+    assert mended.ok
+    assert "secret" not in str([findings, mended])
