@@ -312,6 +312,7 @@ def test_an_experiment_runs_with_its_own_parameter_and_is_compared(copied: Proje
     said = copied.run("dvc", "exp", "run", "--name", "slower", "-S", "train.lr=0.05").out
     assert all(f"Stage '{name}' didn't change, skipping" in said for name in ("fetch", "prepare"))
     assert copied.git("rev-parse", "HEAD") == branch
+    assert copied.git("diff", "--numstat", "HEAD", "--", "params.yaml").split() == ["1", "1", "params.yaml"]
     after = lock(copied.root)
     assert after["train"]["params"]["params.yaml"]["train"]["lr"] == 0.05
     assert after["train"]["outs"] != before["train"]["outs"]
