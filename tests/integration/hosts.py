@@ -4,7 +4,8 @@
         head.start(["ray", "start", "--head", ...], log=..., env=...)
         others[0].cut(); others[0].mend()
 
-What runs on a host does not see the folders in `hides`, as if its disk were its own.
+What runs on a host does not see the folders in `hides`, as if its disk were its own. Who is not root is root of a user
+namespace, in which all of this is made.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 SUBNET = "10.213.77"
 """Lives inside the namespaces alone."""
@@ -28,6 +30,8 @@ class Host:
     """One namespace with one interface, `eth0`."""
 
     name: str
+    entrance: tuple[str, ...]
+    """What a command begins with where its namespaces are known."""
     switch: str
     link: str
     """The other end of its cable."""
@@ -35,7 +39,7 @@ class Host:
 
     def command(self, command: Sequence[str], hides: Sequence[Path] = ()) -> list[str]:
         """`command` as it runs on this host."""
-        inside = ["ip", "netns", "exec", self.name]
+        inside = [*self.entrance, "ip", "netns", "exec", self.name]
         if not hides:
             return [*inside, *command]
         mounts = " && ".join(f"mount -t tmpfs none {shlex.quote(str(path))}" for path in hides)
@@ -58,11 +62,11 @@ class Host:
 
     def cut(self) -> None:
         """Pull the cable."""
-        run("ip", "-n", self.switch, "link", "set", self.link, "down")
+        run(*self.entrance, "ip", "-n", self.switch, "link", "set", self.link, "down")
 
     def mend(self) -> None:
         """Put it back."""
-        run("ip", "-n", self.switch, "link", "set", self.link, "up")
+        run(*self.entrance, "ip", "-n", self.switch, "link", "set", self.link, "up")
 
 
 def run(*command: str) -> None:
@@ -71,24 +75,13 @@ def run(*command: str) -> None:
 
 def why_not() -> str | None:
     """Why there can be no hosts here; None where there can."""
-    if os.geteuid():
-        return "only root may make network namespaces"
     if not shutil.which("ip") or not shutil.which("unshare"):
         return "the commands ip (iproute2) and unshare (util-linux) are needed"
-    name = f"rf{secrets.token_hex(3)}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-    if made.returncode:
-        return f"network namespaces are not permitted here: {made.stderr.strip()}"
     try:
-        probe = ["ip", "netns", "exec", name, "unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-        tried = subprocess.run(probe, capture_output=True, text=True)
-        cable = subprocess.run(
-            ["ip", "-n", name, "link", "add", "br0", "type", "bridge"], capture_output=True, text=True
-        )
-        if tried.returncode or cable.returncode:
-            return f"mounts and bridges in namespaces are not permitted here: {(tried.stderr + cable.stderr).strip()}"
-    finally:
-        _remove(name)
+        with network(1) as (host,):
+            run(*host.command(["true"], hides=[Path("/mnt")]))
+    except subprocess.CalledProcessError as error:
+        return f"namespaces, mounts and bridges in them are not permitted here: {error.stderr.decode().strip()}"
     return None
 
 
@@ -97,32 +90,50 @@ def network(count: int) -> Iterator[list[Host]]:
     """`count` hosts on one switch, which has a namespace of its own: this machine's network is left alone."""
     mark = secrets.token_hex(2)
     switch = f"rf{mark}-switch"
-    made = [switch]
-    run("ip", "netns", "add", switch)
-    try:
-        run("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
-        run("ip", "-n", switch, "link", "set", "br0", "up")
-        hosts = []
-        for number in range(count):
-            host = Host(f"rf{mark}-{number}", switch, f"port{number}", f"{SUBNET}.{number + 1}")
-            run("ip", "netns", "add", host.name)
-            made.append(host.name)
-            run(
-                *("ip", "link", "add", host.link, "netns", switch),
-                *("type", "veth", "peer", "name", "eth0", "netns", host.name),
-            )
-            run("ip", "-n", switch, "link", "set", host.link, "master", "br0")
-            run("ip", "-n", switch, "link", "set", host.link, "up")
-            run("ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
-            for device in ("eth0", "lo"):
-                run("ip", "-n", host.name, "link", "set", device, "up")
-            hosts.append(host)
-        yield hosts
-    finally:
-        for name in reversed(made):
-            _remove(name)
+    with _entrance() as entrance:
+        made = [switch]
+        try:
+            run(*entrance, "ip", "netns", "add", switch)
+            run(*entrance, "ip", "-n", switch, "link", "add", "br0", "type", "bridge")
+            run(*entrance, "ip", "-n", switch, "link", "set", "br0", "up")
+            hosts = []
+            for number in range(count):
+                host = Host(f"rf{mark}-{number}", entrance, switch, f"port{number}", f"{SUBNET}.{number + 1}")
+                run(*entrance, "ip", "netns", "add", host.name)
+                made.append(host.name)
+                run(
+                    *(*entrance, "ip", "link", "add", host.link, "netns", switch),
+                    *("type", "veth", "peer", "name", "eth0", "netns", host.name),
+                )
+                run(*entrance, "ip", "-n", switch, "link", "set", host.link, "master", "br0")
+                run(*entrance, "ip", "-n", switch, "link", "set", host.link, "up")
+                run(*entrance, "ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
+                for device in ("eth0", "lo"):
+                    run(*entrance, "ip", "-n", host.name, "link", "set", device, "up")
+                hosts.append(host)
+            yield hosts
+        finally:
+            for name in reversed(made):  # one that is gone must neither hide why a test failed nor keep the others
+                subprocess.run([*entrance, "ip", "netns", "del", name], check=False, capture_output=True)
 
 
-def _remove(name: str) -> None:
-    """Remove a namespace; one that is gone must neither hide why a test failed nor keep the others."""
-    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+@contextmanager
+def _entrance() -> Iterator[tuple[str, ...]]:
+    """What a command begins with that makes namespaces: nothing for root, for others a user namespace.
+
+    It lives as long as a process in it. Raises `CalledProcessError` where it is not permitted.
+    """
+    if not os.geteuid():
+        yield ()
+        return
+    make = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+    # ip keeps names in /run/netns, where root alone may write
+    own = "mount -t tmpfs none /run && mkdir /run/netns && echo made && exec cat"
+    with subprocess.Popen([*make, "sh", "-c", own], stdin=PIPE, stdout=PIPE, stderr=PIPE) as holder:
+        try:
+            if not holder.stdout.readline():
+                raise subprocess.CalledProcessError(holder.wait(), make, stderr=holder.stderr.read())
+            enter = f"nsenter --target={holder.pid} --user --net --mount --preserve-credentials"
+            yield ("sh", "-c", f'exec {enter} --wdns="$(pwd)" "$@"', "sh")  # else it begins in the root folder
+        finally:
+            holder.stdin.close()

@@ -34,7 +34,8 @@ def predict(
     model: Annotated[
         str | None,
         typer.Option(
-            help="NAME@VERSION, or the path of a .safetensors file.", show_default="the model that was trained last"
+            help="NAME@VERSION, or the path of a .safetensors file.",
+            show_default="models/model.safetensors of the project",
         ),
     ] = None,
     as_json: Json = False,
