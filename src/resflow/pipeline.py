@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -56,7 +57,7 @@ date is said of each stage in turn, and is not true of those to come."""
 OUTPUTS = ("outs", "metrics", "plots")
 """Where dvc.yaml names what a stage writes; dvc.lock has it all as `outs`."""
 STOP_SECONDS = 15.0
-"""A stage ends within a second or two of SIGTERM, on a cluster in three, while its store hangs in ten or so."""
+"""A stage ends within a second or two of SIGTERM, with several workers or while its store hangs in ten or so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +273,11 @@ def _paths(stage: Mapping[str, Any], *keys: str) -> list[str]:
 def _dvc(
     root: Path, arguments: list[str], on_line: Callable[[str], object], env: Mapping[str, str] | None
 ) -> tuple[int, list[str]]:
-    """Run dvc; its exit code and lines. Whatever ends this call also ends dvc and the stage under it."""
+    """Run dvc; its exit code and lines. Whatever ends this call also ends dvc and the stage under it.
+
+    The stage has SIGTERM from losing its parent: sent to all of them, it would also end the processes of Ray, which the
+    stage needs to keep a last checkpoint.
+    """
     lines: list[str] = []
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
@@ -286,22 +291,34 @@ def _dvc(
         start_new_session=True,
         preexec_fn=partial(die_with_parent, signal.SIGKILL),  # the stage below has set its own
     )
-    try:
+
+    def hand_on() -> None:
         assert process.stdout is not None
         for line in process.stdout:
             text = line.rstrip()
             if text and not ADVICE.match(text):
                 lines.append(text)
                 on_line(text)
+
+    try:
+        hand_on()
         return process.wait(), lines
     except BaseException:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
+        end = threading.Timer(STOP_SECONDS, _kill_all, (process.pid,))
+        end.start()
         try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            hand_on()  # until the stage has ended too
+        finally:
+            end.cancel()
+            _kill_all(process.pid)
             process.wait()
         raise
+
+
+def _kill_all(group: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _complaint(lines: list[str]) -> str:

@@ -103,7 +103,7 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
         alive = [pid for pid in servers if not gone(pid, END_SECONDS)]
         assert not alive, f"these outlive what started them: {alive}"
     if not kind.survives:
-        done = project.run(*kind.command, OMP_WAIT_POLICY="PASSIVE")
+        done = project.run(*kind.command, timeout=2 * START_SECONDS, OMP_WAIT_POLICY="PASSIVE")
         # after a run that was not hit there is nothing to go on from
         assert len(steps) < attempts or "going on from step" in done.out, "it began anew"
     return Outcome(len(steps), tuple(steps), outputs(project))

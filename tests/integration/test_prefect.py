@@ -377,9 +377,10 @@ def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_sam
     copied: Project, server: str
 ) -> None:
     project = replace(copied, environment=knows(server))
-    project.edit(train__epochs=60)
+    project.edit(train__epochs=60, train__shards=2)
     stops = ((signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "ended by SIGTERM"))
-    for number, code, how in stops:  # SIGKILL is what drills try
+    for workers, (number, code, how) in enumerate(stops, 1):  # SIGKILL is what drills try
+        project.edit(train__num_workers=workers)
         with running(project, "resflow", "run", "--no-release") as process:
             wait_for(lambda: "\n".join(work_lines(process)).count("\nepoch ") >= 2, "training to go on")
             (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
@@ -388,15 +389,24 @@ def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_sam
         assert process.returncode == code, said
         assert said.splitlines()[-1] == f"resflow run: {how}; the same command goes on"
         assert "Traceback" not in said
+        kept = re.findall(r"step (\d+) is kept, to go on from", said)
+        assert kept == [str(step) for step in newest_steps(project)]
         assert ("epoch 1/60" in said) == (number is signal.SIGINT), "every later one goes on from a checkpoint"
         nobody_works(project)
     assert not (project.root / ".resflow" / "store").exists(), "what is not released needs none"
+    project.edit(train__num_workers=1)
     done = project.run("dvc", "repro", "train")  # whichever door, it is the same run
     assert "epoch 1/60" not in done.out
     assert "epoch 60/60" in done.out
     stopped = lock(project)
     assert "epoch 1/60" in project.run("dvc", "repro", "--force", "--single-item", "train").out
     assert lock(project) == stopped
+
+
+def newest_steps(project: Project) -> list[int]:
+    """The step of the newest checkpoint of each run."""
+    folders = (project.root / ".resflow" / "runs").iterdir()
+    return [max(int(path.name.split("-")[0]) for path in folder.glob("*.pt")) for folder in folders]
 
 
 def test_a_killed_run_with_a_parameter_of_its_own_leaves_no_process_and_the_next_goes_on(

@@ -342,7 +342,7 @@ def test_a_lock_of_arrays_that_cannot_be_had_is_one_error(bucket: Bucket, tmp_pa
 def test_what_was_given_up_is_removed_from_the_bucket_and_what_a_run_needs_is_kept(
     bucket: Bucket, tmp_path: Path
 ) -> None:
-    finished, old, kept, settled = (digit * 16 for digit in "0123")
+    finished, old, kept, settled, held = (digit * 16 for digit in "01234")
     needed, unneeded = arrays(tmp_path / "needed", b"1"), arrays(tmp_path / "unneeded", b"2")
     for given in (needed, unneeded):
         bucket.send(given)
@@ -356,16 +356,33 @@ def test_what_was_given_up_is_removed_from_the_bucket_and_what_a_run_needs_is_ke
     assert mark(bucket.folder(kept), recent) != (marked := mark(bucket.folder(kept), needed))
     assert bucket.folder(kept).names() == [marked]
     bucket.folder(finished).write("lock", b"")
-    runs.settle(bucket.folder(settled), "its result")
+    for name in (settled, held):
+        runs.settle(bucket.folder(name), "its result")
+    bucket.folder(held).write("lock", b"")
 
     bucket.clean(finished, keep="lock", days=4 / 86400)  # the store's times are whole seconds
-    assert below(bucket, "") == {finished, kept, "arrays", "photographs"}
+    assert below(bucket, "") == {finished, kept, held, "arrays", "photographs"}
     assert bucket.folder(finished).names() == ["lock"]
     runs.settle(bucket.folder(finished), "its result")
     bucket.clean(finished, keep="lock")
     assert set(bucket.folder(finished).names()) == {"lock", "done"}
     assert below(bucket, "arrays") == {needed.key, recent.key}
     assert set(bucket.folder(f"arrays/{needed.key}").names()) == {"train.npy", "used"}
+
+
+def test_a_run_that_is_started_anew_while_another_cleans_up_does_no_harm(bucket: Bucket) -> None:
+    class Late(BucketFolder):
+        def names(self) -> list[str]:
+            return [*super().names(), "run-of-before"]  # it was there a moment ago
+
+    class Raced(Bucket):
+        def folder(self, name: str) -> BucketFolder:
+            return Late(self, name)
+
+    mine, other = "5" * 16, "6" * 16
+    bucket.folder(other).write("000000001-00000.cpu.pt", b"state")
+    Raced(**vars(bucket)).clean(mine, keep="lock")
+    assert "000000001-00000.cpu.pt" in bucket.folder(other).names()
 
 
 def below(bucket: Bucket, folder: str) -> set[str]:

@@ -33,7 +33,7 @@ from resflow.stages.paths import STATE
 from resflow.training.checkpoint import SUFFIX, Folder
 from resflow.training.remote import DONE, KEPT_DAYS, LOCK, RUN, Bucket
 
-__all__ = ["clean", "forget", "held", "made", "place", "settle"]
+__all__ = ["clean", "held", "made", "place", "reopen", "settle"]
 
 SCHEME = "[A-Za-z][A-Za-z0-9+.-]*:/"
 """How an address begins: a folder of that name is none that anybody wants."""
@@ -93,9 +93,9 @@ def settle(folder: Folder, made: str) -> None:
         print(f"the last checkpoint goes: {error}", file=sys.stderr)
 
 
-def forget(folder: Folder) -> None:
-    """Have a run that was settled, which we hold, begin anew."""
-    for name in folder.names():
+def reopen(folder: Folder, *, anew: bool) -> None:
+    """Have a run that was settled, which we hold, go on from its last checkpoint, or `anew`."""
+    for name in folder.names() if anew else ():
         if name.endswith(SUFFIX):
             folder.delete(name)
     folder.delete(DONE)  # last: until then it is no run that is under way

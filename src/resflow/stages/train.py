@@ -47,8 +47,8 @@ def run(root: Path, params: Params) -> None:
         job = job_of(root, params)
         with runs.held(job.runs, job.name):
             folder = job.folder()
-            if (made := runs.made(folder)) and made == _recorded(root):
-                runs.forget(folder)  # whoever has it trained again wants to see it made
+            if made := runs.made(folder):  # whoever has trained again what is recorded wants to see it made
+                runs.reopen(folder, anew=made == _recorded(root))
             state, timings = fit(job, os.environ.get("RAY_ADDRESS"), root / TIMINGS / "live")
             model_file.save(root / MODEL, state.best, job.card)
             _report(root, state, job.card)

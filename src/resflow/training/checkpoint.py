@@ -41,8 +41,9 @@ meanwhile. Less than after which the lease of a run is given up where it could n
 
 
 def tell(line: str) -> None:
-    """Print it on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """Print it on standard error, for whoever reads along."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Folder(Protocol):
@@ -149,7 +150,7 @@ class Keeper:
             self.close()
             return
         self._leaving.set()
-        if self._writing and not self._stop.asked():  # which has waited for it
+        if self._writing:
             with suppress(ResflowError, TimeoutError):
                 self._writing.result(LEAVE_SECONDS)
         self._pool.shutdown(wait=False)
@@ -173,6 +174,8 @@ class Keeper:
                 self._say(f"step {state.step} is kept, to go on from")
             except ResflowError as error:  # no reason to end otherwise than by the stop
                 self._say(f"step {state.step} is not kept: {error}")
+            finally:
+                self._writing = None  # it has been waited for
             self._stop.kept()
             return
         self._begin(state)
@@ -192,7 +195,9 @@ class Keeper:
         try:
             self.wait()
         finally:
-            self._pool.shutdown()
+            self._leaving.set()
+            # a signal may have come, for which a store that hangs is not waited for
+            self._pool.shutdown(wait=not self._writing or self._writing.done())
 
     def _write(self, state: State) -> None:
         name, content = _name(state, self._device), _encode(state)

@@ -134,7 +134,7 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
             on_gpu = _on_cluster_gpu(job.train, address)
             trainer = TorchTrainer(
                 _work,  # type: ignore[arg-type]  # as above
-                train_loop_config={"job": job, "show": post.show, "stop": post, "mark": seen},
+                train_loop_config={"job": job, "show": post.show, "stop": nullcontext(post), "mark": seen},
                 torch_config=_torch_config(),
                 scaling_config=_scaling(job.train, on_gpu=on_gpu),
                 run_config=RunConfig(
@@ -428,7 +428,7 @@ def local_arrays(job: Job) -> Path:
 
 def _place(job: Job, mark: str | None) -> Path | ResflowError:
     """Where the arrays are on this node, or what it lacks, however often it is tried."""
-    if mark and mark not in job.folder().names():
+    if mark and not _sees(job.folder(), mark):
         problem = "is not seen by a worker on another node"
         mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
         return TrainingError(str(job.folder()), problem, mend)
@@ -436,6 +436,15 @@ def _place(job: Job, mark: str | None) -> Path | ResflowError:
         return local_arrays(job)
     except (DataError, TrainingError) as error:
         return error
+
+
+def _sees(folder: Folder, name: str) -> bool:
+    """Whether there is such a file; a listing of a network file system may be half a minute old."""
+    try:
+        folder.read(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _of_all(answer: Any, world: int) -> list[Any]:

@@ -6,9 +6,10 @@ import asyncio
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Self
+from typing import Any, NoReturn
 
 from resflow.errors import ResflowError
 from resflow.training.display import Display, Event
@@ -18,46 +19,31 @@ __all__ = ["Post", "joined"]
 
 
 class Post:
-    """The first worker's side: what it hands to `show` is shown by the driver, and as a context it is told to stop.
+    """The first worker's side: what it hands to `show` is shown by the driver, and it hears whether that is to end.
 
     Ray's own way, bringing all that workers print to the driver, brings its log too, and twice from shared hosts.
     """
 
     def __init__(self, box: Any) -> None:
-        self._box = box
-
-    def __enter__(self) -> Self:
-        self._asked = threading.Event()
-        threading.Thread(target=self._listen, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The thread ends with the driver's box."""
+        self._box, self._asked = box, False
 
     def show(self, event: Event | str) -> None:
         """Have it shown. Pickled, so that the box's process need not import what it is made of."""
         import ray
 
-        ray.get(self._box.put.remote(pickle.dumps(event)))
+        self._asked = ray.get(self._box.put.remote(pickle.dumps(event)))
 
     def asked(self) -> bool:
-        """Whether the driver has been told to end."""
-        return self._asked.is_set()
+        """Whether the driver had been told to end when the last event was shown, of which there are two a second."""
+        return self._asked
 
-    def kept(self) -> None:
+    def kept(self) -> NoReturn:
         """Let the driver end, and with it this worker."""
         import ray
 
-        self._asked.clear()  # one checkpoint is enough
         ray.get(self._box.keep.remote())
-
-    def _listen(self) -> None:
-        import ray
-        from ray.exceptions import RayError
-
-        with suppress(RayError):  # the box is gone, and so is the driver
-            ray.get(self._box.listen.remote())
-            self._asked.set()
+        while True:  # a step more would not be told of
+            time.sleep(1)
 
 
 @contextmanager
@@ -89,8 +75,8 @@ def joined(display: Display) -> Iterator[Post]:
         raise
     finally:
         with suppress(RayError):  # as in `watch`
-            ray.get(box.put.remote(pickle.dumps(None)))
-        watcher.join()
+            ray.get(box.put.remote(pickle.dumps(None)), timeout=LEAVE_SECONDS)
+        watcher.join(LEAVE_SECONDS)  # longer where nobody reads what is shown
         ray.kill(box)
 
 
@@ -101,21 +87,19 @@ def _box() -> Any:
     class Box:
         def __init__(self) -> None:
             self.events: asyncio.Queue[bytes] = asyncio.Queue()
-            self.asked, self.kept, self.listeners = asyncio.Event(), asyncio.Event(), 0
+            self.asked, self.trains, self.kept = False, False, asyncio.Event()
 
-        async def put(self, event: bytes) -> None:
+        async def put(self, event: bytes) -> bool:
+            self.trains = True
             await self.events.put(event)
+            return self.asked
 
         async def get(self) -> bytes:
             return await self.events.get()
 
-        async def listen(self) -> None:
-            self.listeners += 1
-            await self.asked.wait()
-
         async def stop(self) -> None:
-            self.asked.set()
-            if self.listeners:
+            self.asked = True
+            if self.trains:
                 await self.kept.wait()
 
         async def keep(self) -> None:

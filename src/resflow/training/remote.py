@@ -169,7 +169,7 @@ class Bucket:
     def clean(self, name: str, keep: str, days: float = KEPT_DAYS) -> None:
         """Remove finished runs, of `name` all but the file `keep`, and what nobody has touched for `days`.
 
-        Where `name` has a file `DONE`, it stays, and it is others that have one which go.
+        Where `name` has a file `DONE`, it stays, and it is others that have one which go, unless somebody holds them.
 
         Arrays stay as long as a run that is left needs them. Raises `StoreError`.
         """
@@ -179,10 +179,13 @@ class Bucket:
         needed = set()
         for run in set(self._below("")) - {name}:
             folder = self.folder(run)
-            if DONE in folder.names() or folder.touched() < oldest:
+            names = folder.names()
+            if (DONE in names and LOCK not in names) or folder.touched() < oldest:
                 folder.remove()
-            else:
-                needed |= {folder.read(name).decode() for name in folder.names() if name.startswith(MARK)}
+                continue
+            for mark in (name for name in names if name.startswith(MARK)):
+                with suppress(FileNotFoundError):  # that run has been started anew, and names them by another
+                    needed.add(folder.read(mark).decode())
         for key in set(self._below("arrays")) - needed:
             folder = self.folder(f"arrays/{key}")
             if folder.touched() < oldest:

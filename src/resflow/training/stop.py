@@ -24,6 +24,7 @@ class StopHere:
 
     def __init__(self) -> None:
         self._number: int | None = None
+        self._before: tuple[Any, tuple[float, float]] = (signal.SIG_DFL, (0.0, 0.0))  # of SIGALRM, and its timer
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def __enter__(self) -> Self:
@@ -53,13 +54,15 @@ class StopHere:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._number is None:
             self._number = number
-            signal.signal(signal.SIGALRM, lambda number, frame: self.kept())
-            signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS)
+            handler = signal.signal(signal.SIGALRM, lambda number, frame: self.kept())
+            self._before = handler, signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS)
 
     def _let_go(self) -> None:
         if self._number is not None:
+            handler, timer = self._before
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, *timer)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

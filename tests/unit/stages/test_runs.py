@@ -168,13 +168,14 @@ def test_a_run_that_was_settled_stays_until_another_one_is_finished(tmp_path: Pa
     assert not tmp_path.exists()
 
 
-def test_a_run_that_was_settled_can_begin_anew(tmp_path: Path) -> None:
+def test_a_run_that_was_settled_can_go_on_or_begin_anew(tmp_path: Path) -> None:
     folder = LocalFolder(make(tmp_path / MINE, 0))
     assert runs.made(folder) == ""
-    runs.settle(folder, "its result")
-    runs.forget(folder)
-    assert runs.made(folder) == ""
-    assert folder.names() == ["lock"]
+    for anew, left in ((False, {"lock", "000000001-00000.cpu.pt"}), (True, {"lock"})):
+        runs.settle(folder, "its result")
+        runs.reopen(folder, anew=anew)
+        assert runs.made(folder) == ""
+        assert set(folder.names()) == left
 
 
 def test_the_last_finished_run_leaves_no_folder(tmp_path: Path) -> None:

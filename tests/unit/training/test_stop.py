@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from resflow.errors import StoreUnavailable
 from resflow.training import checkpoint, stop
-from resflow.training.checkpoint import Keeper, LocalFolder
+from resflow.training.checkpoint import Keeper, LocalFolder, NeverStops
 from resflow.training.loop import State
 from resflow.training.stop import StopHere
 from tests.unit.training.small import STEPS, differences, run, settings
@@ -49,7 +52,7 @@ def train(folder: LocalFolder, number: int | None, said: list[str], state: State
 def test_a_run_that_is_told_to_end_keeps_its_last_step_and_goes_on_from_it_to_the_same_bits(
     tmp_path: Path, number: int
 ) -> None:
-    folder, said = LocalFolder(tmp_path), list[str]()
+    folder, said, alarm = LocalFolder(tmp_path), list[str](), signal.getsignal(signal.SIGALRM)
     with pytest.raises(SystemExit) as ended:
         train(folder, number, said)
     assert ended.value.code == number
@@ -58,7 +61,7 @@ def test_a_run_that_is_told_to_end_keeps_its_last_step_and_goes_on_from_it_to_th
     assert kept is not None
     assert kept.step == MIDDLE - 1
     assert differences(train(folder, None, said, kept), run(settings())) == []
-    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGALRM) is alarm
 
 
 def end(*numbers: int, meanwhile: Callable[[StopHere], object]) -> int:
@@ -87,6 +90,33 @@ def test_a_last_checkpoint_that_cannot_be_written_is_told_and_the_run_ends_as_it
 
     assert end(signal.SIGTERM, meanwhile=keep) == signal.SIGTERM
     assert said == ["step 3 is not kept: s3://here: does not answer. Wait"]
+
+
+def test_a_store_that_hangs_is_not_waited_for_when_training_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop, "LEAVE_SECONDS", 0.1)
+    ended, done = threading.Event(), list[bool]()
+
+    class Hangs(LocalFolder):
+        def write(self, name: str, content: bytes) -> None:
+            done.append(ended.wait(20))
+
+    def close(asked: StopHere) -> None:
+        with Keeper(Hangs(tmp_path), device="cpu", steps=0, seconds=0, stop=NeverStops()) as keeper:
+            keeper.keep(State(step=3))
+
+    assert end(signal.SIGTERM, meanwhile=close) == signal.SIGTERM
+    assert done == []
+    ended.set()
+
+
+def test_nobody_need_read_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with suppress(OSError), os.fdopen(writer, "w", buffering=1) as gone:  # which closing it meets again
+        monkeypatch.setattr(sys, "stderr", gone)
+        checkpoint.tell("step 3 is kept, to go on from")
 
 
 def test_a_step_that_takes_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
