@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Display", "Event", "Meter", "Timing"]
 
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-"""That of tqdm, but for steps per second: images per second are told."""
+BAR = "{l_bar}{bar}| "
+"""The left of tqdm's. Its own figures on the right are steps, of which nobody asks, and leave no room for ours."""
 INTERVAL = 0.5
 """Seconds between two events within an epoch: reading the sums makes a GPU wait."""
 LINE_SECONDS = 5.0
@@ -102,7 +102,7 @@ class Meter:
 
 
 class Display:
-    """A bar an epoch on a terminal, with loss, accuracy, images per second, and time left of the epoch and of the run.
+    """A bar an epoch on a terminal, with loss, accuracy, images per second and the time left of the run.
 
     Elsewhere a line tells the same: one an epoch, and one within it `line_seconds` after the last.
     The figures of each epoch also go to `live`, for `dvc plots`.
@@ -122,7 +122,7 @@ class Display:
         # workers that are started again may go on in the epoch before
         bar = self._bar if self._bar and self._epoch == event.epoch else self._new_bar(event)
         figures = [f"loss {event.loss:.4f}", f"accuracy {event.accuracy:.2%}", _rate(event)]
-        bar.set_postfix_str(", ".join([*figures, *self._left(event)]), refresh=False)
+        bar.bar_format = BAR + ", ".join([*figures, *self._left(event)]).replace("accuracy", "acc")  # for 80 columns
         bar.update(event.step - bar.n)
         if event.finished:
             self._remove_bar()
