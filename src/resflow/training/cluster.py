@@ -273,9 +273,7 @@ def _torch_config() -> Any:
 
 def _name_interface() -> None:
     """The interface of the node's address in Ray: gloo by itself takes that of the host's name, often loopback."""
-    import ray
-
-    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    address = _node()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode())
@@ -284,6 +282,13 @@ def _name_interface() -> None:
                 if socket.inet_ntoa(answer[20:24]) == address:
                     os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
                     os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+
+
+def _node() -> str:
+    """The address in Ray of the node that this runs on."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def _tell_if_waiting(train: Train, address: str | None, *, on_gpu: bool) -> None:
@@ -421,7 +426,7 @@ def local_arrays(job: Job) -> Path:
         return job.arrays.folder
     if isinstance(job.runs, Bucket):
         return job.runs.fetch(job.arrays, home() / ".cache" / "resflow" / "arrays")
-    problem = "are not, or not the same, on a node of the cluster"
+    problem = f"are not, or not the same, on node {_node()} of the cluster"
     mend = "Share that folder, or name an s3:// prefix in RESFLOW_STORAGE, from where nodes fetch them"
     raise TrainingError(str(job.arrays.folder), problem, mend)
 
@@ -429,7 +434,7 @@ def local_arrays(job: Job) -> Path:
 def _place(job: Job, mark: str | None) -> Path | ResflowError:
     """Where the arrays are on this node, or what it lacks, however often it is tried."""
     if mark and not _sees(job.folder(), mark):
-        problem = "is not seen by a worker on another node"
+        problem = f"is not seen by the worker on node {_node()}"
         mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
         return TrainingError(str(job.folder()), problem, mend)
     try:
