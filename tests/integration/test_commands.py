@@ -46,11 +46,18 @@ def test_models_show_tells_where_a_version_came_from(released: Project) -> None:
     assert "data/raw" in lineage["data"]
     assert "src/resflow/stages/train.py" in lineage["code"]
     out = released.run("resflow", "models", "show", FIRST).out
-    rows = dict(line.split("  ", 1) for line in out.splitlines())
+    *lines, told, recipe = out.splitlines()
+    assert told == "Its files, in a work tree beside yours:"
+    rows = dict(line.split("  ", 1) for line in lines if line)
     assert rows["made on"].split() == [released.git("rev-parse", "main")[:12], "main"]
     assert "epochs 2" in rows["params train"]
     assert rows["params net"].split() == ["name", "resnet8_avg"]
-    _check_that_it_gets_the_files(released, rows["get it"].strip())
+    assert shown["get_it"] == recipe
+    shell = f"stty cols 80; exec resflow models show {FIRST}"
+    seen = released.run("script", "-qec", shell, "/dev/null", TERM="xterm", COLUMNS="80").out.splitlines()
+    assert recipe in seen, "on a terminal it is not folded, and can be copied"
+    assert max(len(line) for line in seen if line != recipe) <= 80
+    _check_that_it_gets_the_files(released, recipe)
     assert f"accuracy {lineage['metrics']['metrics/evaluate.json']['accuracy']:g}" in out
     assert "classes.0" not in out, "fifty figures in one line are for --json"
 

@@ -92,9 +92,9 @@ def show(reference: Reference, as_json: Json = False) -> None:
 
     root = project()
     version = registry.resolve(root, reference)
-    lineage = registry.lineage(root, version)
+    lineage, recipe = registry.lineage(root, version), _recipe(version)
     if as_json:
-        print_json({**_version(version), "lineage": asdict(lineage)})
+        print_json({**_version(version), "get_it": recipe, "lineage": asdict(lineage)})
         return
     base = lineage.base or lineage.parent
     rows = [
@@ -102,7 +102,6 @@ def show(reference: Reference, as_json: Json = False) -> None:
         ("stages", ", ".join(version.stages) or "none"),
         ("made", f"{version.created_at:%Y-%m-%d %H:%M %Z}"),
         ("commit", version.commit),
-        ("get it", _recipe(version)),
         ("made on", " ".join([base[:12] if base else "no commit before it", *lineage.branches])),
     ]
     if lineage.compared_with:
@@ -115,6 +114,8 @@ def show(reference: Reference, as_json: Json = False) -> None:
         figures = {key: value for key, value in values.items() if isinstance(value, int | float) and "." not in key}
         rows.append((path, "  ".join(f"{key} {value}" for key, value in figures.items())))
     terminal.table(rows)
+    typer.echo("\nIts files, in a work tree beside yours:")
+    typer.echo(recipe)  # no cell of the table, which would fold it on a terminal: it is to be copied
 
 
 @group.command(epilog=examples("resflow models pull mnist-resnet@prod --to release"))
