@@ -34,7 +34,7 @@ from resflow.files import explained
 from resflow.ports import HOST
 from resflow.storage import Endpoint
 
-__all__ = ["Endpoint", "Status", "configure_dvc", "endpoint", "ready", "start", "status", "stop", "wait_ready"]
+__all__ = ["Endpoint", "Status", "configure_dvc", "endpoint", "known", "ready", "start", "status", "stop", "wait_ready"]
 
 REGION = "us-east-1"
 READY_SECONDS = 60.0
@@ -193,6 +193,11 @@ def endpoint(root: Path) -> Endpoint:
         mend = "Run `resflow store start`; for another clone's store, set what `resflow store env` prints there"
         raise StoreUnavailable("embedded store", "it was never started here", mend)
     return embedded
+
+
+def known(root: Path) -> bool:
+    """Whether there is a store to use: one that AWS_ENDPOINT_URL_S3 names, or one that was started here before."""
+    return bool(os.environ.get("AWS_ENDPOINT_URL_S3")) or Places(root).settings.exists()
 
 
 def configure_dvc(root: Path, endpoint: Endpoint, remote: str = "store") -> bool:

@@ -134,9 +134,13 @@ def test_the_summary_of_a_run_is_plain_lines_on_a_pipe(released: Project) -> Non
 
 
 def test_models_are_shown_without_the_store_and_without_data(released: Project, tmp_path: Path) -> None:
-    """Versions are git: a clone has them."""
+    """Versions are git: a clone has them, and the files are in the store of the clone that made them."""
     released.git("clone", "-q", str(released.root), str(tmp_path / "clone"))
     clone = Project(tmp_path / "clone", released.home)
     assert FIRST in clone.run("resflow", "models", "list").out
-    assert not (clone.root / ".resflow").exists()
+    told, recipe = clone.run("resflow", "models", "show", FIRST).out.splitlines()[-2:]
+    assert told == "Its files, in a work tree beside yours; FIRST is the clone that made it:"
+    clone.run("bash", "-ec", recipe.replace("cd FIRST", f"cd {released.root}"))
+    assert Project(tmp_path / f"{NAME}-v0.1.0", released.home).digest() == released.digest()
+    assert not (clone.root / ".resflow").exists(), "a store that can hold nothing was started"
     shutil.rmtree(clone.root)

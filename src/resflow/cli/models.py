@@ -21,6 +21,9 @@ group = typer.Typer(
     no_args_is_help=True,
 )
 
+FIRST = "cd FIRST"
+"""Stands for a folder that we do not know: that of the clone whose store has the version."""
+
 Reference = Annotated[
     str, typer.Argument(metavar="NAME@VERSION", help="VERSION is v1.2.3, `latest`, or a stage such as `prod`.")
 ]
@@ -92,7 +95,7 @@ def show(reference: Reference, as_json: Json = False) -> None:
 
     root = project()
     version = registry.resolve(root, reference)
-    lineage, recipe = registry.lineage(root, version), _recipe(version)
+    lineage, recipe = registry.lineage(root, version), _recipe(root, version)
     if as_json:
         print_json({**_version(version), "get_it": recipe, "lineage": asdict(lineage)})
         return
@@ -114,7 +117,8 @@ def show(reference: Reference, as_json: Json = False) -> None:
         figures = {key: value for key, value in values.items() if isinstance(value, int | float) and "." not in key}
         rows.append((path, "  ".join(f"{key} {value}" for key, value in figures.items())))
     terminal.table(rows)
-    typer.echo("\nIts files, in a work tree beside yours:")
+    whose = "; FIRST is the clone that made it" if FIRST in recipe else ""
+    typer.echo(f"\nIts files, in a work tree beside yours{whose}:")
     typer.echo(recipe)  # no cell of the table, which would fold it on a terminal: it is to be copied
 
 
@@ -147,10 +151,13 @@ def promote(reference: Reference, stage: Annotated[str, typer.Option(help="The s
     typer.echo(f"{version} is in {stage} now" if changed else f"{version} is in {stage} already; nothing changed")
 
 
-def _recipe(version: Any) -> str:
+def _recipe(root: Path, version: Any) -> str:
     """How to get its files beside the user's, which `git checkout` refuses to replace where the version was made."""
+    from resflow import store
+
     folder = f"../{version.name}-{version.version}"
-    return f'git worktree add {folder} {version} && (eval "$(resflow store env)" && cd {folder} && dvc pull)'
+    settings = "resflow store env" if store.known(root) else f"{FIRST} && resflow store env"
+    return f'git worktree add {folder} {version} && (eval "$({settings})" && cd {folder} && dvc pull)'
 
 
 def _sections(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
