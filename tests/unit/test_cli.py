@@ -131,6 +131,38 @@ def test_a_run_that_is_stopped_says_in_one_line_how_to_go_on(
     assert capfd.readouterr() == ("", said), "no store runs there, of which it would have to tell"
 
 
+RUNS = """
+import os, signal, sys
+from pathlib import Path
+from resflow import __main__, cli
+from resflow.cli import pipeline
+
+folder, name = sys.argv.pop(), sys.argv.pop()
+
+@cli.app.command()
+def held() -> None:
+    print("epoch 1/2")
+    with pipeline._end_told(Path(folder), embedded=False):
+        os.kill(os.getpid(), getattr(signal, name))
+
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_run_that_is_stopped_ends_with_its_code_though_nobody_reads_along(
+    name: str, code: int, tmp_path: Path
+) -> None:
+    """As in `resflow run 2>&1 | tee log`, where Ctrl-C ends the reader too."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", RUNS, "held", name, str(tmp_path)]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, env=buffered, stdout=writer, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == code
+
+
 def test_an_error_is_one_plain_line_after_all_other_output(capfd: pytest.CaptureFixture[str]) -> None:
     terminal.error(str(StageError("train", "git said:\nfatal: [red]no[/]", "Mend it")))
     assert capfd.readouterr().err == "error: train: git said: fatal: [red]no[/]. Mend it\n"

@@ -124,9 +124,20 @@ def _end_told(root: Path, embedded: bool) -> Iterator[None]:
         with suppress(OSError, ResflowError):  # nobody reads along any more; the settings of the store are damaged
             if embedded and store.status(root).running:
                 typer.echo(STAYS)  # before the error, which is the last line
-        if how := _stopped(error):
-            typer.echo(f"resflow run: {how}; the same command goes on", err=True)
+        with suppress(OSError):  # as above
+            if how := _stopped(error):
+                typer.echo(f"resflow run: {how}; the same command goes on", err=True)
+        _drop_unread()
         raise
+
+
+def _drop_unread() -> None:
+    """Where nobody reads along any more, what is flushed at the very end would fail, and take the exit code's place."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _stopped(error: BaseException) -> str | None:
