@@ -35,10 +35,7 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
     """
     root = pipeline.find_root(Path.cwd())
     registry.check(root)
-    # what is not released needs no store, unless one was named, in which the workers of a cluster may meet
-    endpoint = store.ready(root) if release or os.environ.get("AWS_ENDPOINT_URL_S3") else None
-    if endpoint:
-        store.configure_dvc(root, endpoint)  # a work tree takes it over
+    endpoint = _store(root, release)
     with _place(root, overrides or {}) as place:
         settings = params.load(place / "params.yaml")
         env = meeting_place(settings, endpoint) if endpoint else {}
@@ -53,6 +50,15 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
         )
         show(place, summary)
     return summary
+
+
+def _store(root: Path, release: bool) -> store.Endpoint | None:
+    """What is not released needs none, unless one was named, in which the workers of a cluster may meet."""
+    if not release:
+        return store.endpoint(root) if os.environ.get("AWS_ENDPOINT_URL_S3") else None
+    endpoint = store.ready(root)
+    store.configure_dvc(root, endpoint)  # a work tree takes it over
+    return endpoint
 
 
 def _release(root: Path, settings: Params, endpoint: store.Endpoint) -> Release:

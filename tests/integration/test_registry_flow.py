@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from flows import training
 from resflow import pipeline, registry, store
 from resflow.errors import RegistryError
 from tasks import release
@@ -215,6 +216,20 @@ def _put_other_test_data_into_production(project: Project) -> str:
     for name, text in ran.items():
         (project.root / name).write_text(text)
     return made
+
+
+def test_only_a_release_tells_dvc_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --no-release all files of the user's stay as they are, though workers of a cluster may meet in it."""
+    settings = tmp_path / ".dvc" / "config.local"
+    settings.parent.mkdir()
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    assert training._store(tmp_path, release=False) is None
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    found = training._store(tmp_path, release=False)
+    assert found
+    assert not settings.exists()
+    assert training._store(tmp_path, release=True) == found
+    assert "endpointurl = http://127.0.0.1:1\n" in settings.read_text()
 
 
 def test_a_parameter_that_is_edited_between_two_stages_is_in_no_version(copied: Project) -> None:
