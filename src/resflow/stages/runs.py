@@ -28,6 +28,7 @@ from pathlib import Path
 
 from resflow import storage
 from resflow.errors import SetupError, StoreError, StoreUnavailable, TrainingError
+from resflow.params import project_of
 from resflow.processes import WAIT_SECONDS, alone, locked
 from resflow.stages.paths import STATE
 from resflow.training.checkpoint import SUFFIX, Folder
@@ -48,11 +49,11 @@ def place(root: Path, storage: str | None) -> Path | Bucket:
     """Where checkpoints lie: `storage`, a folder or an `s3://` prefix, or else the project itself.
 
     Work trees of `resflow run --set` and of `dvc exp run --temp` lie within their project, and end with their command:
-    their checkpoints lie with the project, where the same command finds them after a kill. Raises `StoreError`.
+    their checkpoints lie with the project, where the same command finds them after a kill, and so does a relative
+    folder. Raises `StoreError`.
     """
     if not re.match(SCHEME, storage or ""):
-        within = (folder.parent for folder in root.parents if folder.name in (str(STATE), ".dvc"))
-        return (Path(storage) if storage else next(within, root) / STATE / "runs").resolve()
+        return (project_of(root) / (storage or STATE / "runs")).resolve()
     return Bucket(
         url=_checked(str(storage)),
         endpoint=_endpoint(),

@@ -24,7 +24,7 @@ from resflow.files import csv_bytes, json_bytes, sha256, write
 from resflow.nets import file as model_file
 from resflow.nets import weights
 from resflow.nets.file import ModelCard
-from resflow.params import Params, read
+from resflow.params import Params, project_of, read
 from resflow.processes import alone
 from resflow.stages import runs
 from resflow.stages.card import card as describe
@@ -79,7 +79,7 @@ def job_of(root: Path, params: Params) -> Job:
 def _initial(root: Path, params: Params, card: ModelCard) -> dict[str, Tensor]:
     """What `train.init_from` brings; nothing without it."""
     path, sha256 = params.train.init_from, params.train.init_sha256
-    return weights.starting(root / path, sha256, card) if path and sha256 else {}
+    return weights.starting(project_of(root) / path, sha256, card) if path and sha256 else {}
 
 
 def _arrays(root: Path, loader: str) -> Arrays:

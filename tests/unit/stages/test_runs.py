@@ -53,8 +53,15 @@ def test_a_work_tree_keeps_its_checkpoints_with_its_project(tmp_path: Path, insi
     assert runs.place(tmp_path / inside, None) == tmp_path.resolve() / ".resflow/runs"
 
 
+@pytest.mark.parametrize("above", [".resflow", ".dvc"])
+def test_a_project_below_a_folder_of_such_a_name_is_no_work_tree(tmp_path: Path, above: str) -> None:
+    assert runs.place(tmp_path / above / "mine", None) == tmp_path.resolve() / above / "mine/.resflow/runs"
+
+
 def test_what_the_user_names_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert runs.place(tmp_path / ".resflow/worktrees/1-2", str(tmp_path / "shared")) == (tmp_path / "shared").resolve()
+    for given in ("shared", str(tmp_path / "shared")):  # a relative one is of the project also in a work tree
+        for root in (tmp_path, tmp_path / ".resflow/worktrees/1-2"):
+            assert runs.place(root, given) == (tmp_path / "shared").resolve()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:8333")
     bucket = runs.place(tmp_path, "s3://bucket/runs")
     assert isinstance(bucket, Bucket)
