@@ -41,6 +41,7 @@ __all__ = [
     "edited",
     "environment",
     "find_root",
+    "in_git",
     "push",
     "recorded_files",
     "run_stage",
@@ -209,20 +210,27 @@ def worktree(root: Path, commit: str, params_text: str) -> Iterator[Path]:
     """A second work tree of `commit` with its own params.yaml, sharing DVC's cache; removed at the end.
 
     Experiments run there, so that the user's files stay as they are. That of a killed process is removed by the next.
-    Raises `StageError`.
+    Given is the project's folder in it, which may lie below that of the repository. Raises `StageError`.
     """
     cache = _cache(root)
     folder = root / RUN_TREES / f"{os.getpid()}-{time.time_ns()}"
     with _worktree_kept(root, folder):
         _git(root, "worktree", "add", "--quiet", "--detach", str(folder), commit)
-        (folder / "params.yaml").write_text(params_text)
+        place = folder / in_git(root)[1]
+        (place / "params.yaml").write_text(params_text)
         local = root / ".dvc" / "config.local"
         if local.is_file():
-            shutil.copy(local, folder / ".dvc" / "config.local")
-        _dvc(folder, ["cache", "dir", "--local", cache], lambda line: None, None)
+            shutil.copy(local, place / ".dvc" / "config.local")
+        _dvc(place, ["cache", "dir", "--local", cache], lambda line: None, None)
         # what the last run made, else every stage with an output that DVC does not cache would run again
-        _dvc(folder, ["checkout", "--quiet", "--allow-missing"], lambda line: None, None)
-        yield folder
+        _dvc(place, ["checkout", "--quiet", "--allow-missing"], lambda line: None, None)
+        yield place
+
+
+def in_git(root: Path) -> tuple[Path, Path]:
+    """The folder of the git repository of a project, and where in it the project lies. Raises `StageError`."""
+    top, prefix = _git(root, "rev-parse", "--show-toplevel", "--show-prefix").split("\n")[:2]
+    return Path(top), Path(prefix)
 
 
 def _cache(root: Path) -> str:
@@ -376,7 +384,8 @@ def _failure(name: str, code: int, lines: list[str]) -> StageError:
     return error
 
 
-def _git(root: Path, *arguments: str) -> None:
+def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise StageError(f"git {arguments[0]}", done.stderr.strip(), "Mend that and run again")
+    return done.stdout

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import typer
 
 import resflow
 from resflow import cli, terminal
-from resflow.cli import pipeline
+from resflow.cli import models, pipeline
 from resflow.errors import StageError
+from resflow.pipeline import environment, run_stage
+from resflow.registry import Version
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "ray", "prefect", "dvc", "gto", "boto3", "pydantic", "numpy", "matplotlib", "httpx"}
@@ -161,6 +165,37 @@ def test_a_run_that_is_stopped_ends_with_its_code_though_nobody_reads_along(
     done = subprocess.run(command, env=buffered, stdout=writer, stderr=writer, check=False)
     os.close(writer)
     assert done.returncode == code
+
+
+def test_the_files_of_a_version_are_got_from_any_folder_also_below_that_of_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = tmp_path / "Ada's work"
+    root = top / "below"
+    root.mkdir(parents=True)
+    (root / "dvc.yaml").write_text(json.dumps({"stages": {"a": {"cmd": "echo made > out", "outs": ["out"]}}}))
+    (root / "params.yaml").write_text("seed: 0\n")
+    monkeypatch.setenv("PYTHONPATH", str(Path(resflow.__file__).parents[1]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")  # there is a store to use: none is started
+    git, dvc = ("git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org"), (sys.executable, "-m", "dvc")
+
+    def command(*words: str, place: Path = root) -> str:
+        done = subprocess.run(words, cwd=place, env=environment(), check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    command("git", "init", "-q", place=top)
+    command(*dvc, "init", "-q", "--subdir")
+    command(*dvc, "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
+    run_stage(root, "a", lambda line: None)
+    command(*dvc, "push", "-q")
+    command(*git, "add", "-A")
+    command(*git, "commit", "-qm", "Start")
+    made = datetime.now(UTC)
+    version = Version(
+        name="m", version="v0.1.0", commit=command("git", "rev-parse", "HEAD"), stages=(), created_at=made, message=""
+    )
+    command("bash", "-ec", models._recipe(root, version), place=tmp_path)
+    assert (tmp_path / "m-v0.1.0" / "below" / "out").read_text() == "made\n"
 
 
 def test_an_error_is_one_plain_line_after_all_other_output(capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from resflow import pipeline
+from resflow import params, pipeline
 from resflow.errors import RETRYABLE, SetupError, StageError
 from resflow.stages import NAMES
 
@@ -110,23 +110,28 @@ def test_a_dvc_lock_that_could_not_be_written_to_its_end_is_put_back_though_it_c
     assert list((tmp_path / ".resflow").iterdir()) == []
 
 
-@pytest.mark.parametrize("level", ["--local", "--global"])
-def test_a_work_tree_shares_the_cache_that_the_user_has_set(
-    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("level", "below"), [("--local", ""), ("--global", "a folder/below")])
+def test_a_work_tree_shares_the_cache_that_the_user_has_set_also_below_the_folder_of_its_repository(
+    level: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
-    root, large = tmp_path / "project", tmp_path / "large"
-    root.mkdir()
+    top, large = tmp_path / "project", tmp_path / "large"
+    root = top / below
+    root.mkdir(parents=True)
     write(root, {"a": {"cmd": "echo made > out", "outs": ["out"]}})
-    command(root, "git", "init", "-q")
-    command(root, "dvc", "init", "-q")
+    command(top, "git", "init", "-q")
+    command(root, "dvc", "init", "-q", *(["--subdir"] if below else []))
     command(root, "dvc", "cache", "dir", level, "../large" if level == "--local" else str(large))
     pipeline.run_stage(root, "a", lambda line: None)
-    command(root, "git", "add", "-A")
-    command(root, "git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", "commit", "-qm", "Start")
+    command(top, "git", "add", "-A")
+    command(top, "git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", "commit", "-qm", "Start")
 
-    with pipeline.worktree(root, "HEAD", "") as folder:
+    with pipeline.worktree(root, "HEAD", "# mine") as folder:
         assert (folder / "out").read_text() == "made\n"
+        assert (folder / "params.yaml").read_text() == "# mine"
+        assert params.project_of(folder) == root
+    assert list((root / params.RUN_TREES).iterdir()) == [root / params.RUN_TREES / "lock"]
+    assert pipeline.in_git(root) == (top, Path(below))
 
     assert large.is_dir()
     assert not (root / ".dvc" / "cache").exists()

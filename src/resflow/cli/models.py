@@ -21,7 +21,7 @@ group = typer.Typer(
     no_args_is_help=True,
 )
 
-FIRST = "cd FIRST"
+FIRST = "FIRST"
 """Stands for a folder that we do not know: that of the clone whose store has the version."""
 
 Reference = Annotated[
@@ -117,7 +117,7 @@ def show(reference: Reference, as_json: Json = False) -> None:
         figures = {key: value for key, value in values.items() if isinstance(value, int | float) and "." not in key}
         rows.append((path, "  ".join(f"{key} {value}" for key, value in figures.items())))
     terminal.table(rows)
-    whose = "; FIRST is the clone that made it" if FIRST in recipe else ""
+    whose = "; FIRST is the clone that made it" if f"cd {FIRST} " in recipe else ""
     typer.echo(f"\nIts files, in a work tree beside yours{whose}:")
     typer.echo(recipe)  # no cell of the table, which would fold it on a terminal: it is to be copied
 
@@ -153,11 +153,15 @@ def promote(reference: Reference, stage: Annotated[str, typer.Option(help="The s
 
 def _recipe(root: Path, version: Any) -> str:
     """How to get its files beside the user's, which `git checkout` refuses to replace where the version was made."""
-    from resflow import store
+    from shlex import quote
 
-    folder = f"../{version.name}-{version.version}"
-    settings = "resflow store env" if store.known(root) else f"{FIRST} && resflow store env"
-    return f'git worktree add {folder} {version} && (eval "$({settings})" && cd {folder} && dvc pull)'
+    from resflow import pipeline, store
+
+    top, below = pipeline.in_git(root)
+    folder = top.parent / f"{version.name}-{version.version}"
+    made = f"git -C {quote(str(top))} worktree add --detach {quote(str(folder))} {version.commit[:12]}"
+    settings = f"cd {quote(str(root)) if store.known(root) else FIRST} && resflow store env"
+    return f'{made} && (eval "$({settings})" && cd {quote(str(folder / below))} && dvc pull)'
 
 
 def _sections(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
