@@ -132,5 +132,12 @@ def _evaluation(root: Path, commit: str) -> dict[str, Any]:
 
 
 def _test_data(root: Path, commit: str) -> str | None:
-    """The hash of the images and labels that the model of a commit was measured on."""
-    return pipeline.dependency(registry.read(root, commit, "dvc.lock"), "evaluate", f"{PREPARED}/test")
+    """The hash of the images and labels that the model of a commit was measured on.
+
+    None where no dvc.lock that can be read says so, as of a version that was tagged by hand.
+    """
+    try:
+        lock = registry.read(root, commit, "dvc.lock")
+    except RegistryError:
+        return None
+    return pipeline.dependency(lock, "evaluate", f"{PREPARED}/test")

@@ -117,24 +117,30 @@ def differing(definition: bytes, lock: bytes, contents: Mapping[str, bytes], pla
     That is, whose hash is not the one that `lock`, the text of a dvc.lock, has wherever it names them; `definition` is
     that of the dvc.yaml beside it. A lock that was caught half written names nothing, or too little.
     """
-    stages = yaml.safe_load(definition)["stages"]
-    try:
-        ran = dict(yaml.safe_load(lock)["stages"])
-        entries = [entry for name in stages for key in ("deps", "outs") for entry in ran.get(name, {}).get(key, [])]
-        recorded = [(entry["path"], entry["md5"]) for entry in entries]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        recorded = []
-    hashes: dict[str, set[str]] = {path: set() for one in stages.values() for path in _paths(one, *OUTPUTS)}
-    for path, digest in recorded:
-        hashes.setdefault(path, set()).add(digest)
+    stages, ran = yaml.safe_load(definition)["stages"], _recorded(lock)
+    hashes: dict[str, set[str | None]] = {path: set() for one in stages.values() for path in _paths(one, *OUTPUTS)}
+    for name in stages:
+        for path, digest in (item for key in ("deps", "outs") for item in ran.get((name, key), {}).items()):
+            hashes.setdefault(path, set()).add(digest)
     looked_at = [path for path in hashes if any(PurePosixPath(path).is_relative_to(place) for place in places)]
     return sorted(path for path in looked_at if hashes[path] != {_digest(path, contents)})
 
 
 def dependency(lock: bytes, stage: str, path: str) -> str | None:
-    """The hash of what a stage read at `path`, by the text of a dvc.lock; None where it names none."""
-    read = yaml.safe_load(lock)["stages"].get(stage, {}).get("deps", [])
-    return next((entry.get("md5") for entry in read if entry["path"] == path), None)
+    """The hash of what a stage read at `path`, by the text of a dvc.lock; None where it names none, or is damaged."""
+    return _recorded(lock).get((stage, "deps"), {}).get(path)
+
+
+def _recorded(lock: bytes) -> dict[tuple[str, str], dict[str, str | None]]:
+    """By the text of a dvc.lock, paths and hashes of each stage's `deps` and `outs`; nothing where it is damaged."""
+    try:
+        return {
+            (name, key): {entry["path"]: entry.get("md5") for entry in stage.get(key, [])}
+            for name, stage in yaml.safe_load(lock)["stages"].items()
+            for key in ("deps", "outs")
+        }
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def edited(root: Path) -> list[str]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from prefect.logging import disable_run_logger
 
 from flows import training
-from resflow import pipeline, registry, store
+from resflow import params, pipeline, registry, store
 from resflow.errors import RegistryError
 from tasks import release
 from tests.conftest import stop_store
@@ -216,6 +217,19 @@ def _put_other_test_data_into_production(project: Project) -> str:
     for name, text in ran.items():
         (project.root / name).write_text(text)
     return made
+
+
+def test_a_version_in_production_that_was_tagged_by_hand_blocks_no_release(copied: Project) -> None:
+    """Its commit has no dvc.lock, or a damaged one, so that nobody knows what it was measured on."""
+    ran, limits = registry.find(copied.root, NAME), params.load(copied.root / "params.yaml").gate
+    assert ran
+    (copied.root / "dvc.lock").write_text("stages: [")
+    damaged = registry.snapshot(copied.root, ["dvc.lock"]).commit
+    for number, commit in (("v1.0.0", "HEAD"), ("v1.0.1", damaged)):
+        copied.git("tag", "-m", "By hand", f"{NAME}@{number}", commit)
+        registry.promote(copied.root, NAME, number)
+        with disable_run_logger():
+            assert release.gate.fn(copied.root, ran, limits).incomparable
 
 
 def test_only_a_release_tells_dvc_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,8 @@ def test_the_hash_of_what_a_stage_read_is_that_of_dvc_lock() -> None:
     assert pipeline.dependency(lock, "test", "data/test") == "1.dir"
     for stage, path in (("test", "data"), ("make", "model"), ("other", "model")):
         assert pipeline.dependency(lock, stage, path) is None
+    for damaged in (b"", b"stages:", b"stages: [", b"stages: {test: {deps: [data/test]}}", b"stages: {test: 1}", b"\0"):
+        assert pipeline.dependency(damaged, "test", "data/test") is None
 
 
 def command(root: Path, *words: str) -> None:
