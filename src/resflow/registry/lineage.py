@@ -67,23 +67,26 @@ def _previous(repo: Repository, version: Version) -> Version | None:
 
 def _used(repo: Repository, commit: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for stage in mapping(mapping(repo.tree_of(commit, "dvc.lock")).get("stages")).values():
+    for stage in _ran(repo, commit):
         found |= _flat(mapping(mapping(stage).get("params")).get("params.yaml"))
     return dict(sorted(found.items()))
 
 
 def _hashes(repo: Repository, commit: str) -> tuple[dict[str, str], dict[str, str]]:
     """Hashes of code and of data in dvc.lock: code is what git holds and no stage wrote."""
-    stages = mapping(mapping(repo.tree_of(commit, "dvc.lock")).get("stages")).values()
-    outs = _listed(stages, "outs")
-    deps = _listed(stages, "deps")
+    outs, deps = (_listed(_ran(repo, commit), kind) for kind in ("outs", "deps"))
     held = set(repo.git("ls-tree", "-rtz", "--full-tree", "--name-only", commit).split("\0"))
     code = {path: value for path, value in deps.items() if path not in outs and repo.prefix + path in held}
     data = {path: value for path, value in (deps | outs).items() if path not in code}
     return dict(sorted(code.items())), dict(sorted(data.items()))
 
 
-def _listed(stages: Any, kind: str) -> dict[str, str]:
+def _ran(repo: Repository, commit: str) -> list[Any]:
+    """What dvc.lock has of each stage."""
+    return list(mapping(mapping(repo.tree_of(commit, "dvc.lock")).get("stages")).values())
+
+
+def _listed(stages: list[Any], kind: str) -> dict[str, str]:
     entries = [entry for stage in stages for entry in mapping(stage).get(kind) or []]
     return {entry["path"]: entry.get(entry.get("hash", "md5"), "") for entry in entries if "path" in mapping(entry)}
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from resflow.data import arrays, shards
 from resflow.data.shards import Shard
-from resflow.errors import DataError
+from resflow.errors import DataError, ParamsError
 from resflow.files import csv_bytes, json_bytes, sha256, write
 from resflow.nets import file as model_file
 from resflow.nets import weights
@@ -119,10 +119,12 @@ def _digest(path: Path) -> str:
 
 
 def _recorded(root: Path) -> str:
-    """The MD5 that dvc.lock has of a model: DVC has recorded the training of that one. Raises `ParamsError`."""
-    lock = root / "dvc.lock"
-    outs = read(lock)["stages"].get("train", {}).get("outs", []) if lock.is_file() else []
-    return next((str(out.get("md5")) for out in outs if out["path"] == str(MODEL)), "")
+    """The MD5 that dvc.lock has of a model: DVC has recorded the training of that one. Empty where it has none."""
+    try:
+        outs = read(root / "dvc.lock")["stages"]["train"]["outs"]
+        return next((str(out["md5"]) for out in outs if out["path"] == str(MODEL)), "")
+    except (ParamsError, KeyError, TypeError):  # none, or damaged: `dvc repro` says so
+        return ""
 
 
 def _md5(path: Path) -> str:

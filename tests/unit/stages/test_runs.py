@@ -13,7 +13,7 @@ import pytest
 
 from resflow import storage
 from resflow.errors import StoreError, TrainingError
-from resflow.stages import runs
+from resflow.stages import runs, train
 from resflow.training.checkpoint import LocalFolder
 from resflow.training.remote import KEPT_DAYS, Bucket
 
@@ -43,6 +43,23 @@ def make(folder: Path, days: float) -> Path:
     (folder / "000000001-00000.cpu.pt").write_bytes(b"state")
     os.utime(folder, times=(time.time() - days * 86400,) * 2)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("lock", "known"),
+    [
+        (None, ""),
+        ("", ""),
+        ("stages: [", ""),
+        ("stages:\n  train: 1\n", ""),
+        ("stages:\n  train:\n    outs: [models/model.safetensors]\n", ""),
+        ("stages:\n  train:\n    outs:\n    - {path: models/model.safetensors, md5: 0a}\n", "0a"),
+    ],
+)
+def test_what_dvc_has_recorded_is_known_if_it_can_be_read(lock: str | None, known: str, tmp_path: Path) -> None:
+    if lock is not None:
+        (tmp_path / "dvc.lock").write_text(lock)
+    assert train._recorded(tmp_path) == known
 
 
 # --- where ------------------------------------------------------------------------------------------------------------
