@@ -110,7 +110,7 @@ def show(reference: Reference, as_json: Json = False) -> None:
     if lineage.compared_with:
         rows += [(f"params {key}", f"{before} -> {after}") for key, (before, after) in lineage.params.items()]
     if lineage.compared_with in (None, base):  # no version before it, so that little or nothing differs
-        rows += _sections(lineage.parameters)
+        rows += _sections(lineage.parameters)  # all that its stages used
     for kind, entries in (("data", lineage.data), ("code", lineage.code)):
         rows += [(f"{kind} {path}", digest) for path, digest in entries.items()]
     for path, values in lineage.metrics.items():
