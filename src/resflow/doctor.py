@@ -42,7 +42,7 @@ class Finding:
 
 def examine(start: Path) -> list[Finding]:
     """Look at the machine, and at the project at or above `start`."""
-    project = _project(start)
+    project, token = _project(start), _ray_token_file()
     root = project or start
     checks: list[tuple[str, bool, Callable[[], str]]] = [
         ("Python", False, _python),
@@ -52,21 +52,18 @@ def examine(start: Path) -> list[Finding]:
         ("project", False, lambda: _find(start)),
         ("git", False, _git),
         ("git identity", True, lambda: _identity(root)),
-        ("Prefect", False, lambda: _prefect(root)),
-        ("Ray", False, _ray),
-        ("npm", True, _npm),
-        ("GPU", True, _gpu),
     ]
     if project:
-        mine: list[tuple[str, bool, Callable[[], str]]] = [
+        checks += [
             ("repository", False, lambda: _repository(root)),
             ("params.yaml", False, lambda: _parameters(root)),
             ("store", not _foreign(), lambda: _store(root)),
             ("credentials", False, lambda: _credentials(root)),
         ]
-        checks[7:7] = mine
-    if token := _ray_token_file():
-        checks[-2:-2] = [("Ray token", True, lambda: _alone(token))]
+    checks += [("Prefect", False, lambda: _prefect(root)), ("Ray", False, _ray)]
+    if token:
+        checks += [("Ray token", True, lambda: _alone(token))]
+    checks += [("npm", True, _npm), ("GPU", True, _gpu)]
     with ThreadPoolExecutor(len(checks)) as pool:
         return list(pool.map(lambda check: _attempt(*check), checks))
 
@@ -230,7 +227,11 @@ def _credentials(root: Path) -> str:
 
 
 def _alone(path: Path) -> str:
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:  # it went meanwhile, or its folder may not be looked into
+        raise SetupError(str(path), f"cannot be looked at ({error.strerror})", "See who may read its folder") from error
+    if mode & 0o077:
         raise SetupError(str(path), "can be read by other users", f"`chmod 600 {path}`")
     return f"{path}, for this user alone"
 
@@ -271,27 +272,30 @@ def _ray() -> str:
 
 def _ray_token() -> str:
     """Where Ray finds the token that its clusters ask for by default; not what it is."""
+    place = _ray_token_place()
+    if isinstance(place, str):
+        return place
+    if place.is_file():
+        return f"token from {place}"
+    mend = "Copy it from the cluster's head, or make one on a new cluster: `ray get-auth-token --generate`"
+    raise SetupError(str(place), "holds no token, and the cluster asks for one", mend)
+
+
+def _ray_token_place() -> str | Path:
+    """The file that Ray looks for a token in, or in words that it looks in none."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return "without tokens (RAY_AUTH_MODE=disabled)"
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "token from RAY_AUTH_TOKEN"
     from resflow.training.address import token_path
 
-    path = token_path()
-    if path.is_file():
-        return f"token from {path}"
-    mend = "Copy it from the cluster's head, or make one on a new cluster: `ray get-auth-token --generate`"
-    raise SetupError(str(path), "holds no token, and the cluster asks for one", mend)
+    return token_path()
 
 
 def _ray_token_file() -> Path | None:
     """The file whose token Ray takes, also for a cluster of this machine's own; Ray makes it for all to read."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled" or os.environ.get("RAY_AUTH_TOKEN"):
-        return None
-    from resflow.training.address import token_path
-
     try:
-        path = token_path()
-        return path if path.is_file() else None
+        place = _ray_token_place()
+        return place if isinstance(place, Path) and place.is_file() else None
     except (SetupError, OSError):  # without a home, or none that can be looked into
         return None

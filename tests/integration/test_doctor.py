@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from resflow import doctor
 from resflow.doctor import Finding, examine
+from resflow.errors import SetupError
 from resflow.storage import Endpoint
 from tests.conftest import Project, make_project, stop_store
 from tests.integration.ray_nodes import head
@@ -175,6 +177,12 @@ def test_keys_that_others_can_read_are_bad(made: Project) -> None:
         keys.unlink()
     assert "credentials" in bad(findings)
     assert findings["credentials"].mend == f"`chmod 600 {keys}`"
+
+
+def test_a_file_that_cannot_be_looked_at_is_one_finding(tmp_path: Path) -> None:
+    """As where a token goes while the doctor looks."""
+    with pytest.raises(SetupError, match=r"cannot be looked at \(No such file or directory\)"):
+        doctor._alone(tmp_path / "gone")
 
 
 def test_a_token_of_ray_that_others_can_read_is_a_note(made: Project, machine: pytest.MonkeyPatch) -> None:
