@@ -15,20 +15,10 @@ import typer
 
 from resflow import terminal
 from resflow.cli import machine, models, pipeline, search, structures
-from resflow.cli.common import examples
+from resflow.cli.common import EXIT_CODES, examples
 from resflow.errors import ResflowError
 
 __all__ = ["EXIT_CODES", "app", "main"]
-
-EXIT_CODES = {
-    0: "done",
-    1: "an error, told in one line on standard error",
-    2: "wrong usage",
-    3: "`resflow store status`: the store is not running",
-    75: "`resflow stage`: an error that may pass by itself, such as sources that do not answer",
-    130: "stopped with Ctrl-C",
-    143: "ended by SIGTERM",
-}
 
 app = typer.Typer(
     help="Train residual networks, release them, and use them. In a clone of the project, `resflow run` does it all.",

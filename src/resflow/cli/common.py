@@ -1,4 +1,4 @@
-"""What several commands share: their options, the project they are about with its parameters, and JSON."""
+"""What several commands share: options, exit codes, the project they are about with its parameters, and JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,27 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Json", "ParamsFile", "Settings", "examples", "overrides_of", "parameters", "print_json", "project"]
+__all__ = [
+    "EXIT_CODES",
+    "Json",
+    "ParamsFile",
+    "Settings",
+    "examples",
+    "overrides_of",
+    "parameters",
+    "print_json",
+    "project",
+]
+
+EXIT_CODES = {
+    0: "done",
+    1: "an error, told in one line on standard error",
+    2: "wrong usage",
+    3: "`resflow store status`: the store is not running",
+    75: "`resflow stage`: an error that may pass by itself, such as sources that do not answer",
+    130: "stopped with Ctrl-C",
+    143: "ended by SIGTERM",
+}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Settings = Annotated[

@@ -14,7 +14,7 @@ import typer
 
 from resflow import terminal
 from resflow.cli import server
-from resflow.cli.common import ParamsFile, Settings, examples, overrides_of, parameters, project
+from resflow.cli.common import EXIT_CODES, ParamsFile, Settings, examples, overrides_of, parameters, project
 from resflow.errors import ResflowError
 
 __all__ = ["commands"]
@@ -22,7 +22,6 @@ __all__ = ["commands"]
 commands = typer.Typer()
 
 STAYS = "The store stays up for `dvc pull` and `resflow models pull`; `resflow store stop` ends it."
-STOPPED = {signal.SIGINT: "stopped with Ctrl-C", signal.SIGTERM: "ended by SIGTERM"}
 
 
 @commands.command(
@@ -142,10 +141,9 @@ def _drop_unread() -> None:
 
 def _stopped(error: BaseException) -> str | None:
     """How the user ended the run, where it is that which has ended it."""
-    if isinstance(error, KeyboardInterrupt):
-        return STOPPED[signal.SIGINT]
-    ended = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
-    return STOPPED[signal.SIGTERM] if ended else None
+    code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 128 + signal.SIGTERM
+    ended = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == code)
+    return EXIT_CODES[code] if ended else None
 
 
 def _next(version: str | None, apart: bool) -> list[str]:
