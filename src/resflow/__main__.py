@@ -16,9 +16,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """Entry point of the console script."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # until the stage or command has its own: imports may swallow exceptions, or end in a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.argv[1:2] == ["stage"] and len(sys.argv) == 3 and not sys.argv[2].startswith("-"):
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the stage has its own: imports may swallow exceptions
         sys.stdout = _output()
         from resflow.stages import main as run_stage
 

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -151,6 +152,37 @@ def held() -> None:
 
 __main__.main()
 """
+
+
+STARTS = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "resflow.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+from resflow.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("ignored", "code"), [(False, -signal.SIGINT), (True, 0)])
+def test_ctrl_c_while_the_command_is_loaded_ends_it_without_a_traceback_unless_it_is_ignored(
+    ignored: bool, code: int
+) -> None:
+    """A shell has it ignored in what it does not wait for."""
+
+    def ignore() -> None:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    command = [sys.executable, "-c", STARTS, "--help"]
+    done = subprocess.run(command, preexec_fn=ignore, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr == ""
+    assert ("Usage" in done.stdout) == ignored
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -39,6 +39,8 @@ app.add_typer(machine.group, name="store")
 
 def main() -> None:
     """Run the command line: one line for an error the user can mend, a traceback only for a bug."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # by `resflow.__main__`; one that is ignored stays so
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _end)
     try:
         app()
