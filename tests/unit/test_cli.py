@@ -185,6 +185,23 @@ def test_ctrl_c_while_the_command_is_loaded_ends_it_without_a_traceback_unless_i
     assert ("Usage" in done.stdout) == ignored
 
 
+BUILDS = """
+import os, signal
+from resflow import __main__, cli
+
+@cli.app.command()
+def another(number: "os.kill(os.getpid(), signal.SIGINT) or int" = 0) -> None:
+    pass
+
+__main__.main()
+"""
+
+
+def test_ctrl_c_while_the_commands_are_put_together_is_no_traceback_either() -> None:
+    done = subprocess.run([sys.executable, "-c", BUILDS, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_run_that_is_stopped_ends_with_its_code_though_nobody_reads_along(
     name: str, code: int, tmp_path: Path

@@ -44,6 +44,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         app()
+    except KeyboardInterrupt:  # while the commands are put together; then typer says the same
+        sys.exit(128 + signal.SIGINT)
     except ResflowError as error:
         terminal.error(str(error))
         sys.exit(1)
