@@ -378,22 +378,27 @@ def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_sam
 ) -> None:
     project = replace(copied, environment=knows(server))
     project.edit(train__epochs=60, train__shards=2)
-    stops = ((signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "ended by SIGTERM"))
-    for workers, (number, code, how) in enumerate(stops, 1):  # SIGKILL is what drills try
+    # of a release the store stays up, and what is not released needs none; SIGKILL is what drills try
+    stops = (
+        (signal.SIGINT, 130, "stopped with Ctrl-C", "--no-release"),
+        (signal.SIGTERM, 143, "ended by SIGTERM", "--release"),
+    )
+    for workers, (number, code, how, release) in enumerate(stops, 1):
         project.edit(train__num_workers=workers)
-        with running(project, "resflow", "run", "--no-release") as process:
+        with running(project, "resflow", "run", release) as process:
             wait_for(lambda: "\n".join(work_lines(process)).count("\nepoch ") >= 2, "training to go on")
             (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
             process.wait(PATIENCE)
         said = "\n".join(work_lines(process))
         assert process.returncode == code, said
         assert said.splitlines()[-1] == f"resflow run: {how}; the same command goes on"
+        assert ("The store stays up" in said.splitlines()[-2]) == (release == "--release")
+        assert (project.root / ".resflow" / "store").exists() == (release == "--release")
         assert "Traceback" not in said
         kept = re.findall(r"step (\d+) is kept, to go on from", said)
         assert kept == [str(step) for step in newest_steps(project)]
         assert ("epoch 1/60" in said) == (number is signal.SIGINT), "every later one goes on from a checkpoint"
         nobody_works(project)
-    assert not (project.root / ".resflow" / "store").exists(), "what is not released needs none"
     project.edit(train__num_workers=1)
     done = project.run("dvc", "repro", "train")  # whichever door, it is the same run
     assert "epoch 1/60" not in done.out
