@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import train_workers
+from resflow import ports
 from resflow.data import shards
 from tests.conftest import REPOSITORY, Project, make_project
 from tests.integration import hosts
@@ -29,7 +30,10 @@ from tests.integration.ray_nodes import end, wait_until_started
 
 pytestmark = pytest.mark.integration
 
-RAY_PORT, S3_PORT = 6379, 8333
+RAY_PORT = 6379
+SERVICES = ("s3", "master", "volume", "filer", "admin")
+"""Of SeaweedFS, with gRPC `GRPC_OFFSET` above each. Its sockets in /tmp, which all hosts see, bear the ports."""
+GRPC_OFFSET = 10_000
 EPOCHS = 140
 """Enough that the lost host is back before the end; on a machine where it is not, the test says so."""
 KEYS = {"AWS_ACCESS_KEY_ID": "resflow", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16), "AWS_REGION": "us-east-1"}
@@ -47,7 +51,14 @@ class Cluster:
     workers: list[Host]
     folder: Path
     project: Project
+    ports: dict[str, int] = field(
+        default_factory=lambda: dict(zip(SERVICES, ports.find_free(len(SERVICES), offset=GRPC_OFFSET), strict=True))
+    )
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def store(self) -> str:
+        return f"http://{self.head.address}:{self.ports['s3']}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -97,7 +108,7 @@ class Cluster:
         mine = {
             "RAY_ADDRESS": f"{self.head.address}:{RAY_PORT}",
             "RESFLOW_STORAGE": "s3://training/runs",
-            "AWS_ENDPOINT_URL_S3": f"http://{self.head.address}:{S3_PORT}",
+            "AWS_ENDPOINT_URL_S3": self.store,
             "PYTHONPATH": project.env()["PYTHONPATH"],
         }
         command = ["resflow", "stage", "train"]
@@ -124,6 +135,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Cl
         finally:
             for process in [*reversed(given.nodes.values()), store]:
                 end(process)
+            for port in given.ports.values():
+                for number in (port, port + GRPC_OFFSET):
+                    for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                        path.unlink()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -132,15 +147,16 @@ def start_store(cluster: Cluster) -> subprocess.Popen[bytes]:
     data, address = cluster.folder / "s3", cluster.head.address
     data.mkdir()
     options = ("-webdav=false", "-admin.ui=false", "-s3.port.lance=0", "-s3.autoCreateBucket=false")
+    listening = [f"-ip={address}", f"-ip.bind={address}", *(f"-{name}.port={at}" for name, at in cluster.ports.items())]
     process = cluster.head.start(
-        ["weed", "mini", f"-dir={data}", f"-ip={address}", f"-ip.bind={address}", f"-s3.port={S3_PORT}", *options],
+        ["weed", "-logtostderr=true", "mini", f"-dir={data}", *listening, *options],
         log=cluster.folder / "weed.log",
         env={**cluster.env, **KEYS},
         cwd=cluster.folder,
     )
     make = (
         "import boto3, botocore.exceptions as errors, time\n"
-        f"s3 = boto3.client('s3', endpoint_url='http://{address}:{S3_PORT}')\n"
+        f"s3 = boto3.client('s3', endpoint_url='{cluster.store}')\n"
         "for attempt in range(100):\n"
         "    try:\n"
         "        if not s3.list_buckets()['Buckets']: s3.create_bucket(Bucket='training')\n"
