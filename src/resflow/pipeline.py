@@ -288,11 +288,7 @@ def _paths(stage: Mapping[str, Any], *keys: str) -> list[str]:
 def _dvc(
     root: Path, arguments: list[str], on_line: Callable[[str], object], env: Mapping[str, str] | None
 ) -> tuple[int, list[str]]:
-    """Run dvc; its exit code and lines. Whatever ends this call also ends dvc and the stage under it.
-
-    The stage has SIGTERM from losing its parent: sent to all of them, it would also end the processes of Ray, which the
-    stage needs to keep a last checkpoint.
-    """
+    """Run dvc; its exit code and lines. Whatever ends this call also ends dvc and the stage under it."""
     lines: list[str] = []
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
@@ -306,34 +302,59 @@ def _dvc(
         start_new_session=True,
         preexec_fn=partial(die_with_parent, signal.SIGKILL),  # the stage below has set its own
     )
-
-    def hand_on() -> None:
+    try:
         assert process.stdout is not None
         for line in process.stdout:
             text = line.rstrip()
             if text and not ADVICE.match(text):
                 lines.append(text)
                 on_line(text)
-
-    try:
-        hand_on()
         return process.wait(), lines
     except BaseException:
-        process.terminate()
-        end = threading.Timer(STOP_SECONDS, _kill_all, (process.pid,))
-        end.start()
+        deadline = threading.Timer(STOP_SECONDS, _kill_session, (process.pid,))
+        deadline.start()
         try:
-            hand_on()  # until the stage has ended too
+            _terminate(process)
+            _read_on(process, on_line)
         finally:
-            end.cancel()
-            _kill_all(process.pid)
+            deadline.cancel()
+            _kill_session(process.pid)
             process.wait()
         raise
 
 
-def _kill_all(group: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+def _terminate(process: subprocess.Popen[str]) -> None:
+    """End the stage that dvc runs, after which dvc ends by itself, and dvc alone where it runs none.
+
+    Not all processes of the session: the stage needs those of Ray to keep a last checkpoint.
+    """
+    with suppress(OSError):  # it has ended
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in children or [str(process.pid)]:
+            os.kill(int(pid), signal.SIGTERM)
+
+
+def _read_on(process: subprocess.Popen[str], on_line: Callable[[str], object]) -> None:
+    """Hand on what a stage says that was told to end, until it has; another signal, or an error, changes nothing."""
+    assert process.stdout is not None
+    while True:
+        try:
+            for line in process.stdout:
+                text = line.rstrip()
+                if text and not ADVICE.match(text) and not text.startswith("ERROR"):  # dvc's, that its stage has ended
+                    with suppress(Exception):
+                        on_line(text)
+            return
+        except (KeyboardInterrupt, SystemExit):
+            continue
+
+
+def _kill_session(session: int) -> None:
+    """Kill what is left of it: the workers of Ray have process groups of their own."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(int(folder.name)) == session:
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def _complaint(lines: list[str]) -> str:
@@ -379,7 +400,8 @@ def _failure(name: str, code: int, lines: list[str]) -> StageError:
     if said and problem:
         error = StageError(f"{name}: {where}", problem, mend)
     elif "locked" in complaint or "is busy" in complaint or "blocked" in complaint:
-        error = StageError(name, f"another DVC command is running ({complaint})", "Wait for it to end")
+        mend = "Wait for it to end; where none runs, delete .dvc/tmp/rwlock"
+        error = StageError(name, f"another DVC command is running ({complaint})", mend)
     elif "No space left" in complaint:
         error = StageError(name, complaint, "Free disk space and run again")
     elif any("dvc.lock' validation failed" in line or "dvc.lock' is invalid" in line for line in lines):

@@ -9,20 +9,19 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.conftest import Project
 from tests.integration.ray_nodes import gone, is_alive
-
-if TYPE_CHECKING:
-    from tests.conftest import Project
 
 pytestmark = pytest.mark.integration
 
@@ -491,3 +490,68 @@ def test_a_stage_tells_by_its_exit_code_whether_trying_again_may_help(copied: Pr
     refused = copied.run("resflow", "stage", "train", code=1)
     assert refused.err.count("\n") == 1
     assert "Did you mean 'resnet" in refused.err
+
+
+# --- stopped from above ----------------------------------------------------------------------------------------------
+
+STAGE = """
+import pathlib, signal, sys, time
+
+def keep(number, frame):
+    time.sleep(1)
+    print("kept", flush=True)
+    sys.exit(143)
+
+pathlib.Path("begun").touch()
+time.sleep(0.3)  # as modules are loaded
+signal.signal(signal.SIGTERM, keep)
+print("trains", flush=True)
+time.sleep(60)
+"""
+RUNNER = """
+from pathlib import Path
+from resflow import pipeline
+
+pipeline.run_stage(Path.cwd(), "slow", lambda line: print(line, flush=True))
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path, home: Path) -> Iterator[subprocess.Popen[str]]:
+    """What runs a stage that takes a second to end when it is told to."""
+    project = Project(tmp_path, home, {"PYTHONPATH": str(REPOSITORY / "src")})
+    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: python stage.py\n")
+    for folder in (".resflow", ".dvc"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n")
+    command = [sys.executable, "-c", RUNNER]
+    runner = subprocess.Popen(command, cwd=tmp_path, env=project.env(), stdout=subprocess.PIPE, text=True)
+    yield runner
+    runner.kill()
+    runner.wait()
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stage_whose_run_is_stopped_is_heard_out(slow: subprocess.Popen[str], signals: int) -> None:
+    assert slow.stdout
+    assert "trains\n" in iter(slow.stdout.readline, "")
+    for _ in range(signals):
+        slow.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    said = slow.stdout.read()
+    assert slow.wait(5) == -signal.SIGINT  # a KeyboardInterrupt that nobody catches
+    assert said == "kept\n"
+
+
+def test_a_stage_that_is_about_to_begin_when_its_run_is_stopped_does_not(
+    slow: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    while not (tmp_path / "begun").exists():
+        assert slow.poll() is None
+        time.sleep(0.01)
+    slow.send_signal(signal.SIGINT)
+    assert slow.stdout
+    said = slow.stdout.read()
+    assert slow.wait(5) == -signal.SIGINT
+    assert "trains" not in said

@@ -161,7 +161,7 @@ def _recipe(root: Path, version: Any) -> str:
     folder = top.parent / f"{version.name}-{version.version}"
     made = f"git -C {quote(str(top))} worktree add --detach {quote(str(folder))} {version.commit[:12]}"
     settings = f"cd {quote(str(root)) if store.known(root) else FIRST} && resflow store env"
-    return f'{made} && (eval "$({settings})" && cd {quote(str(folder / below))} && dvc pull)'
+    return f'{made} && (settings="$({settings})" && eval "$settings" && cd {quote(str(folder / below))} && dvc pull)'
 
 
 def _sections(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -54,11 +54,11 @@ def joined(display: Display) -> Iterator[Post]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    box = _box().options(num_cpus=0, scheduling_strategy=here).remote()
+    box, over = _box().options(num_cpus=0, scheduling_strategy=here).remote(), threading.Event()
 
     def watch() -> None:
         try:
-            while (event := pickle.loads(ray.get(box.get.remote()))) is not None:
+            while not over.is_set() and (event := pickle.loads(ray.get(box.get.remote()))) is not None:
                 display.show(event)
         except RayError:
             return  # this node or its head is lost, of which whoever waits for the result hears too
@@ -77,6 +77,7 @@ def joined(display: Display) -> Iterator[Post]:
         with suppress(RayError):  # as in `watch`
             ray.get(box.put.remote(pickle.dumps(None)), timeout=LEAVE_SECONDS)
         watcher.join(LEAVE_SECONDS)  # longer where nobody reads what is shown
+        over.set()  # else it would have Ray start, or join a stranger's cluster, to ask for more
         ray.kill(box)
 
 

@@ -58,7 +58,7 @@ class StopHere:
             self._before = handler, signal.setitimer(signal.ITIMER_REAL, LEAVE_SECONDS)
 
     def _let_go(self) -> None:
-        if self._number is not None:
+        if self._number is not None and self._handlers:
             handler, timer = self._before
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)
