@@ -66,3 +66,7 @@ class _Lines(logging.StreamHandler[TextIO]):
         if self._above_passes:  # no wider than the terminal: one row is erased
             line = line[: shutil.get_terminal_size().columns - 1]
         return erase + line
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # that nobody reads along any more is no bug
+            super().handleError(record)
