@@ -303,12 +303,9 @@ def _dvc(
         preexec_fn=partial(die_with_parent, signal.SIGKILL),  # the stage below has set its own
     )
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            text = line.rstrip()
-            if text and not ADVICE.match(text):
-                lines.append(text)
-                on_line(text)
+        for line in _said(process):
+            lines.append(line)
+            on_line(line)
         return process.wait(), lines
     except BaseException:
         deadline = threading.Timer(STOP_SECONDS, _kill_session, (process.pid,))
@@ -321,6 +318,14 @@ def _dvc(
             _kill_session(process.pid)
             process.wait()
         raise
+
+
+def _said(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        text = line.rstrip()
+        if text and not ADVICE.match(text):
+            yield text
 
 
 def _terminate(process: subprocess.Popen[str]) -> None:
@@ -336,14 +341,12 @@ def _terminate(process: subprocess.Popen[str]) -> None:
 
 def _read_on(process: subprocess.Popen[str], on_line: Callable[[str], object]) -> None:
     """Hand on what a stage says that was told to end, until it has; another signal, or an error, changes nothing."""
-    assert process.stdout is not None
     while True:
         try:
-            for line in process.stdout:
-                text = line.rstrip()
-                if text and not ADVICE.match(text) and not text.startswith("ERROR"):  # dvc's, that its stage has ended
+            for line in _said(process):
+                if not line.startswith("ERROR"):  # dvc's, that its stage has ended
                     with suppress(Exception):
-                        on_line(text)
+                        on_line(line)
             return
         except (KeyboardInterrupt, SystemExit):
             continue

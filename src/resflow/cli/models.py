@@ -91,7 +91,7 @@ def show(reference: Reference, as_json: Json = False) -> None:
     """One version: its metrics, and the commit, parameters, data and code that made it."""
     from dataclasses import asdict
 
-    from resflow import registry
+    from resflow import registry, store
 
     root = project()
     version = registry.resolve(root, reference)
@@ -117,7 +117,7 @@ def show(reference: Reference, as_json: Json = False) -> None:
         figures = {key: value for key, value in values.items() if isinstance(value, int | float) and "." not in key}
         rows.append((path, "  ".join(f"{key} {value}" for key, value in figures.items())))
     terminal.table(rows)
-    whose = "; FIRST is the clone that made it" if f"cd {FIRST} " in recipe else ""
+    whose = "" if store.known(root) else f"; {FIRST} is the clone that made it"
     typer.echo(f"\nIts files, in a work tree beside yours{whose}:")
     typer.echo(recipe)  # no cell of the table, which would fold it on a terminal: it is to be copied
 

@@ -141,9 +141,10 @@ def _drop_unread() -> None:
 
 def _stopped(error: BaseException) -> str | None:
     """How the user ended the run, where it is that which has ended it."""
-    code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 128 + signal.SIGTERM
-    ended = isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == code)
-    return EXIT_CODES[code] if ended else None
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_CODES[128 + signal.SIGINT]
+    ended = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+    return EXIT_CODES[128 + signal.SIGTERM] if ended else None
 
 
 def _next(version: str | None, apart: bool) -> list[str]:
