@@ -91,25 +91,29 @@ def network(count: int) -> Iterator[list[Host]]:
     mark = secrets.token_hex(2)
     switch = f"rf{mark}-switch"
     with _entrance() as entrance:
+
+        def ip(*words: str) -> None:
+            run(*entrance, "ip", *words)
+
         made = [switch]
         try:
-            run(*entrance, "ip", "netns", "add", switch)
-            run(*entrance, "ip", "-n", switch, "link", "add", "br0", "type", "bridge")
-            run(*entrance, "ip", "-n", switch, "link", "set", "br0", "up")
+            ip("netns", "add", switch)
+            ip("-n", switch, "link", "add", "br0", "type", "bridge")
+            ip("-n", switch, "link", "set", "br0", "up")
             hosts = []
             for number in range(count):
                 host = Host(f"rf{mark}-{number}", entrance, switch, f"port{number}", f"{SUBNET}.{number + 1}")
-                run(*entrance, "ip", "netns", "add", host.name)
+                ip("netns", "add", host.name)
                 made.append(host.name)
-                run(
-                    *(*entrance, "ip", "link", "add", host.link, "netns", switch),
+                ip(
+                    *("link", "add", host.link, "netns", switch),
                     *("type", "veth", "peer", "name", "eth0", "netns", host.name),
                 )
-                run(*entrance, "ip", "-n", switch, "link", "set", host.link, "master", "br0")
-                run(*entrance, "ip", "-n", switch, "link", "set", host.link, "up")
-                run(*entrance, "ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
+                ip("-n", switch, "link", "set", host.link, "master", "br0")
+                ip("-n", switch, "link", "set", host.link, "up")
+                ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
                 for device in ("eth0", "lo"):
-                    run(*entrance, "ip", "-n", host.name, "link", "set", device, "up")
+                    ip("-n", host.name, "link", "set", device, "up")
                 hosts.append(host)
             yield hosts
         finally:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import train_workers
-from resflow import ports
+from resflow import store
 from resflow.data import shards
 from tests.conftest import REPOSITORY, Project, make_project
 from tests.integration import hosts
@@ -31,9 +31,6 @@ from tests.integration.ray_nodes import end, wait_until_started
 pytestmark = pytest.mark.integration
 
 RAY_PORT = 6379
-SERVICES = ("s3", "master", "volume", "filer", "admin")
-"""Of SeaweedFS, with gRPC `GRPC_OFFSET` above each. Its sockets in /tmp, which all hosts see, bear the ports."""
-GRPC_OFFSET = 10_000
 EPOCHS = 140
 """Enough that the lost host is back before the end; on a machine where it is not, the test says so."""
 KEYS = {"AWS_ACCESS_KEY_ID": "resflow", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16), "AWS_REGION": "us-east-1"}
@@ -51,13 +48,12 @@ class Cluster:
     workers: list[Host]
     folder: Path
     project: Project
-    ports: dict[str, int] = field(
-        default_factory=lambda: dict(zip(SERVICES, ports.find_free(len(SERVICES), offset=GRPC_OFFSET), strict=True))
-    )
+    ports: dict[str, int] = field(default_factory=dict)
+    """Of the store, whose sockets in /tmp, which all hosts see, bear them."""
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
-    def store(self) -> str:
+    def endpoint(self) -> str:
         return f"http://{self.head.address}:{self.ports['s3']}"
 
     @property
@@ -108,7 +104,7 @@ class Cluster:
         mine = {
             "RAY_ADDRESS": f"{self.head.address}:{RAY_PORT}",
             "RESFLOW_STORAGE": "s3://training/runs",
-            "AWS_ENDPOINT_URL_S3": self.store,
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
             "PYTHONPATH": project.env()["PYTHONPATH"],
         }
         command = ["resflow", "stage", "train"]
@@ -126,19 +122,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Cl
     made.run("resflow", "stage", "prepare")
     with hosts.network(3) as (head, *workers):
         given = Cluster(head, workers, folder, made)
-        store = start_store(given)
+        server = start_store(given)
         try:
             given.join(head, "--head", f"--port={RAY_PORT}", "--include-dashboard=false", "--num-cpus=0")
             for worker in workers:
                 given.join(worker, f"--address={head.address}:{RAY_PORT}", "--num-cpus=1")
             yield given
         finally:
-            for process in [*reversed(given.nodes.values()), store]:
+            for process in [*reversed(given.nodes.values()), server]:
                 end(process)
-            for port in given.ports.values():
-                for number in (port, port + GRPC_OFFSET):
-                    for path in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
-                        path.unlink()
+            store._remove_sockets({"ports": given.ports})
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -147,7 +140,13 @@ def start_store(cluster: Cluster) -> subprocess.Popen[bytes]:
     data, address = cluster.folder / "s3", cluster.head.address
     data.mkdir()
     options = ("-webdav=false", "-admin.ui=false", "-s3.port.lance=0", "-s3.autoCreateBucket=false")
-    listening = [f"-ip={address}", f"-ip.bind={address}", *(f"-{name}.port={at}" for name, at in cluster.ports.items())]
+    store._choose_ports(cluster.ports)
+    listening = [store._port_option(name, port) for name, port in cluster.ports.items()]
+    listening += [
+        f"-admin.port.grpc={cluster.ports['admin'] + store.GRPC_OFFSET}",
+        f"-ip={address}",
+        f"-ip.bind={address}",
+    ]
     process = cluster.head.start(
         ["weed", "-logtostderr=true", "mini", f"-dir={data}", *listening, *options],
         log=cluster.folder / "weed.log",
@@ -156,7 +155,7 @@ def start_store(cluster: Cluster) -> subprocess.Popen[bytes]:
     )
     make = (
         "import boto3, botocore.exceptions as errors, time\n"
-        f"s3 = boto3.client('s3', endpoint_url='{cluster.store}')\n"
+        f"s3 = boto3.client('s3', endpoint_url='{cluster.endpoint}')\n"
         "for attempt in range(100):\n"
         "    try:\n"
         "        if not s3.list_buckets()['Buckets']: s3.create_bucket(Bucket='training')\n"

@@ -21,6 +21,7 @@ import yaml
 
 from resflow import ports
 from tests.conftest import Project, stop_store
+from tests.drills.drill import newest
 
 pytestmark = pytest.mark.integration
 
@@ -396,7 +397,7 @@ def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_sam
         assert (project.root / ".resflow" / "store").exists() == (release == "--release")
         assert "Traceback" not in said
         kept = re.findall(r"step (\d+) is kept, to go on from", said)
-        assert kept == [str(step) for step in newest_steps(project)]
+        assert kept == [str(newest(project))]
         assert ("epoch 1/60" in said) == (number is signal.SIGINT), "every later one goes on from a checkpoint"
         nobody_works(project)
     project.edit(train__num_workers=1)
@@ -406,12 +407,6 @@ def test_a_run_that_is_stopped_leaves_no_process_and_the_next_goes_on_to_the_sam
     stopped = lock(project)
     assert "epoch 1/60" in project.run("dvc", "repro", "--force", "--single-item", "train").out
     assert lock(project) == stopped
-
-
-def newest_steps(project: Project) -> list[int]:
-    """The step of the newest checkpoint of each run."""
-    folders = (project.root / ".resflow" / "runs").iterdir()
-    return [max(int(path.name.split("-")[0]) for path in folder.glob("*.pt")) for folder in folders]
 
 
 def test_a_killed_run_with_a_parameter_of_its_own_leaves_no_process_and_the_next_goes_on(

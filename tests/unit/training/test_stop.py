@@ -14,7 +14,7 @@ import pytest
 
 from resflow.errors import StoreUnavailable
 from resflow.training import checkpoint, stop
-from resflow.training.checkpoint import Keeper, LocalFolder, NeverStops
+from resflow.training.checkpoint import Keeper, LocalFolder
 from resflow.training.loop import State
 from resflow.training.stop import StopHere
 from tests.unit.training.small import STEPS, differences, run, settings
@@ -102,7 +102,7 @@ def test_a_store_that_hangs_is_not_waited_for_when_training_is_done(
             done.append(ended.wait(20))
 
     def close(asked: StopHere) -> None:
-        with Keeper(Hangs(tmp_path), device="cpu", steps=0, seconds=0, stop=NeverStops()) as keeper:
+        with Keeper(Hangs(tmp_path), device="cpu", steps=0, seconds=0) as keeper:
             keeper.keep(State(step=3))
 
     assert end(signal.SIGTERM, meanwhile=close) == signal.SIGTERM
