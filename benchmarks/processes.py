@@ -1,20 +1,20 @@
-"""Processes below another, and what they are, as Linux tells in /proc."""
+"""Processes below another, and what they are."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 __all__ = ["command_line", "descendants", "train_workers"]
 
 
 def descendants(pid: int) -> list[int]:
     """Processes that `pid` started, and those that they did."""
-    found: list[int] = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):  # each thread has those that it started
-        with suppress(OSError):
-            found += map(int, children.read_text().split())
-    return [*found, *(below for child in found for below in descendants(child))]
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def command_line(pid: int) -> bytes:

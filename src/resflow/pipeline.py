@@ -25,6 +25,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
@@ -58,6 +59,8 @@ ADVICE = re.compile(
 date is said of each stage in turn, and is not true of those to come."""
 OUTPUTS = ("outs", "metrics", "plots")
 """Where dvc.yaml names what a stage writes; dvc.lock has it all as `outs`."""
+SHELLS = {"ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "sh", "zsh"}
+"""Programs in which DVC may run a stage's command: it takes the user's, by the variable SHELL."""
 STOP_SECONDS = 15.0
 """A stage ends within a second or two of SIGTERM, with several workers or while its store hangs in ten or so."""
 
@@ -333,10 +336,21 @@ def _terminate(process: subprocess.Popen[str]) -> None:
 
     Not all processes of the session: the stage needs those of Ray to keep a last checkpoint.
     """
-    with suppress(OSError):  # it has ended
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in children or [str(process.pid)]:
-            os.kill(int(pid), signal.SIGTERM)
+    with suppress(psutil.NoSuchProcess):  # it has ended
+        dvc = psutil.Process(process.pid)
+        for one in _commands(dvc) or [dvc]:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+
+
+def _commands(parent: psutil.Process) -> list[psutil.Process]:
+    """What was started by `parent`, or by a shell that it started: dash stays where bash becomes its command."""
+    found = []
+    for child in parent.children():
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            found += _commands(child) if Path(child.exe()).name in SHELLS else []
+        found.append(child)
+    return found
 
 
 def _read_on(process: subprocess.Popen[str], on_line: Callable[[str], object]) -> None:
@@ -354,10 +368,10 @@ def _read_on(process: subprocess.Popen[str], on_line: Callable[[str], object]) -
 
 def _kill_session(session: int) -> None:
     """Kill what is left of it: the workers of Ray have process groups of their own."""
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in psutil.pids():
         with suppress(ProcessLookupError, PermissionError):
-            if os.getsid(int(folder.name)) == session:
-                os.kill(int(folder.name), signal.SIGKILL)
+            if os.getsid(pid) == session:
+                os.kill(pid, signal.SIGKILL)
 
 
 def _complaint(lines: list[str]) -> str:

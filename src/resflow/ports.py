@@ -5,11 +5,10 @@ Who uses them, and remembers them, is `resflow.store`.
 
 from __future__ import annotations
 
-import os
 import random
 import socket
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection
+from contextlib import suppress
 
 __all__ = ["HOST", "find_free", "holder", "is_free"]
 
@@ -43,23 +42,10 @@ def is_free(port: int) -> bool:
 
 def holder(port: int) -> str:
     """Who listens on a port, as far as this user may know."""
-    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.readlink(fd) in sockets for fd in (folder / "fd").iterdir()):  # noqa: PTH115
-                return f"process {folder.name} ({(folder / 'comm').read_text().strip()})"
-        except OSError:  # it ended meanwhile, or is another user's
-            continue
+    import psutil
+
+    with suppress(psutil.Error):  # it ended meanwhile, or is another user's
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
+                return f"process {one.pid} ({psutil.Process(one.pid).name()})"
     return "another process"
-
-
-def _listening(port: int) -> Iterator[str]:
-    """The kernel's numbers of the sockets that listen on a port."""
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = Path("/proc/net", table).read_text().splitlines()[1:]
-        except OSError:  # no IPv6 here
-            continue
-        for fields in map(str.split, lines):
-            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: LISTEN
-                yield fields[9]

@@ -516,10 +516,13 @@ pipeline.run_stage(Path.cwd(), "slow", lambda line: print(line, flush=True))
 """
 
 
-@pytest.fixture
-def slow(tmp_path: Path, home: Path) -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture(params=["bash", "dash"])  # the former becomes the stage, the latter waits for it
+def slow(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Iterator[subprocess.Popen[str]]:
     """What runs a stage that takes a second to end when it is told to."""
-    project = Project(tmp_path, home, {"PYTHONPATH": str(REPOSITORY / "src")})
+    shell = shutil.which(request.param)
+    if shell is None:
+        pytest.skip(f"no {request.param} here")
+    project = Project(tmp_path, home, {"PYTHONPATH": str(REPOSITORY / "src"), "SHELL": shell})
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: python stage.py\n")
     for folder in (".resflow", ".dvc"):
