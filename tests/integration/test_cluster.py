@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
@@ -98,6 +99,7 @@ def start(project: Project, cluster: dict[str, str], *command: str) -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -154,6 +156,25 @@ def stopped_while_ray_starts(project: Project) -> tuple[int, str]:
 def test_sigterm_while_a_local_ray_starts_is_told_as_ever(prepared: Project) -> None:
     said = "train: stopped by SIGTERM; run it again to go on"
     assert stopped_while_ray_starts(prepared) == (STOPS[signal.SIGTERM], said)
+
+
+def test_sigterm_to_all_processes_of_a_local_ray_at_once_loses_nothing(prepared: Project) -> None:
+    """As `timeout` and systemd send it."""
+    prepared.edit(train__epochs=EPOCHS + 1)  # no other test's run
+    driver = start(prepared, {})
+    try:
+        assert wait_until_step(prepared, driver, STEPS // 2), driver.communicate()[0]
+        os.killpg(driver.pid, signal.SIGTERM)
+        said = driver.communicate(timeout=20)[0]
+    finally:
+        driver.kill()
+        driver.wait()
+        prepared.edit(train__epochs=EPOCHS)
+    assert driver.returncode == STOPS[signal.SIGTERM], said
+    assert said.splitlines()[-2:] == [
+        f"step {newest(prepared)} is kept, to go on from",
+        "train: stopped by SIGTERM; run it again to go on",
+    ]
 
 
 def test_a_local_ray_without_enough_cpus_is_one_error_also_by_its_name(prepared: Project) -> None:

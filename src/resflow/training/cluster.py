@@ -199,25 +199,50 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_news)
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            **options,
-        )
-    except (AuthenticationError, OSError, RayError, RuntimeError, ValueError) as error:  # the last: a port below 1024
-        raise _no_entry(address, error) from error
-    except SystemExit:  # how Ray answers SIGTERM while it starts, with codes of its own
-        signal.signal(signal.SIGTERM, on_sigterm)
-        signal.raise_signal(signal.SIGTERM)
-        raise
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
+        with _unheard(signal.SIGTERM):
+            try:
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                    **options,
+                )
+            except (AuthenticationError, OSError, RayError, RuntimeError, ValueError) as error:  # the last: port < 1024
+                raise _no_entry(address, error) from error
+            except SystemExit:  # how Ray answers SIGTERM while it starts, with codes of its own
+                signal.signal(signal.SIGTERM, on_sigterm)
+                signal.raise_signal(signal.SIGTERM)
+                raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
+        yield
+    finally:
+        _kill_helpers(Path(ray.__file__).parent)
+        ray.shutdown()
+
+
+@contextmanager
+def _unheard(number: signal.Signals) -> Iterator[None]:
+    """This thread, and processes that it starts, do not hear the signal; the thread does at the end.
+
+    Where all processes of a run are sent SIGTERM at once, Ray's would end before the workers have kept a checkpoint.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _kill_helpers(folder: Path) -> None:
+    """End what this process has of Ray in Python: `ray.shutdown` would wait a second for each to hear SIGTERM."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it has ended
+            if any(Path(word).suffix == ".py" and Path(word).is_relative_to(folder) for word in child.cmdline()):
+                child.kill()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

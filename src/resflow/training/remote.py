@@ -183,9 +183,10 @@ class Bucket:
             if (DONE in names and LOCK not in names) or folder.touched() < oldest:
                 folder.remove()
                 continue
-            for mark in (name for name in names if name.startswith(MARK)):
-                with suppress(FileNotFoundError):  # that run has been started anew, and names them by another
-                    needed.add(folder.read(mark).decode())
+            for file in names:
+                if file.startswith(MARK):
+                    with suppress(FileNotFoundError):  # that run has been started anew, and names them by another
+                        needed.add(folder.read(file).decode())
         for key in set(self._below("arrays")) - needed:
             folder = self.folder(f"arrays/{key}")
             if folder.touched() < oldest:
