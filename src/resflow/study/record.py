@@ -110,8 +110,13 @@ class Records:
         return self._newest.get((self._all[-1].data, digest(asked))) if self._all else None
 
     def add(self, record: Record) -> None:
-        """Keep a result. Raises `SetupError`."""
-        self._all.append(record)
+        """Keep a result, and of others of a trial on the same data and machine the newest. Raises `SetupError`."""
+        kept: dict[tuple[str, str, str], Record] = {}
+        for each in (*self._all, record):
+            name = each.data, digest(each.asked), each.machine
+            kept.pop(name, None)  # the newest stand last
+            kept[name] = each
+        self._all = list(kept.values())
         self._newest[record.data, digest(record.asked)] = record
         write(self._path, _lines(self._all))
 

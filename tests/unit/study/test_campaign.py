@@ -249,6 +249,18 @@ def test_a_report_takes_the_newest_result_and_only_of_the_data_that_was_studied_
     assert records.newest({"seed": 0}) is None
 
 
+def test_of_the_results_of_a_trial_the_newest_of_each_machine_is_kept(tmp_path: Path) -> None:
+    records = Records(tmp_path / "results.jsonl")
+    made = {"asked": {"seed": 0}, "data": "digits", "code": "", "result": {}, "seconds": 1.0, "load": 0.0}
+    for key, place in (("a", "one"), ("b", "two"), ("c", "one")):
+        records.add(Record(key=key, machine=place, **made))
+    for found in (records, Records(tmp_path / "results.jsonl")):
+        assert [record.key for record in found] == ["b", "c"]
+        newest = found.newest({"seed": 0})
+        assert newest
+        assert newest.key == "c"
+
+
 def test_what_training_can_do_is_either_set_by_each_trial_or_off(experiments: tuple[Experiment, ...]) -> None:
     """A new field of `params.Train` goes to one of the two."""
     for trial in (trial for each in experiments for point in each.points for trial in point.trials):
