@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import command_line, descendants
+from benchmarks.processes import command_line, descendants, train_workers
 from resflow import ports
 from tests.conftest import Project, make_project
 from tests.drills.drill import RECIPE, newest, wait_until_step
@@ -158,21 +158,34 @@ def test_sigterm_while_a_local_ray_starts_is_told_as_ever(prepared: Project) -> 
     assert stopped_while_ray_starts(prepared) == (STOPS[signal.SIGTERM], said)
 
 
-def test_sigterm_to_all_processes_of_a_local_ray_at_once_loses_nothing(prepared: Project) -> None:
-    """As `timeout` and systemd send it."""
-    prepared.edit(train__epochs=EPOCHS + 1)  # no other test's run
-    driver = start(prepared, {})
+@pytest.fixture
+def crowded(prepared: Project) -> Iterator[Project]:
+    """Two workers, each with as many threads as there are cores, in a run of no other test."""
+    file = prepared.root / "params.yaml"
+    given = file.read_text()
+    prepared.edit(train__threads=os.cpu_count(), train__epochs=EPOCHS + 1)
+    yield prepared
+    file.write_text(given)
+
+
+def test_workers_with_more_threads_than_cores_do_not_spin_and_sigterm_to_all_processes_at_once_loses_nothing(
+    crowded: Project,
+) -> None:
+    """The latter as `timeout` and systemd send it."""
+    driver = start(crowded, {})
     try:
-        assert wait_until_step(prepared, driver, STEPS // 2), driver.communicate()[0]
+        assert wait_until_step(crowded, driver, STEPS // 2), driver.communicate()[0]
+        variables = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in train_workers(driver.pid)]
         os.killpg(driver.pid, signal.SIGTERM)
         said = driver.communicate(timeout=20)[0]
     finally:
         driver.kill()
         driver.wait()
-        prepared.edit(train__epochs=EPOCHS)
+    assert [b"OMP_WAIT_POLICY=PASSIVE" in each for each in variables] == [True, True]
+    assert re.search(r"2 workers of \d+ threads each share a node's \d+ CPUs: train.threads \d+ is faster", said)
     assert driver.returncode == STOPS[signal.SIGTERM], said
     assert said.splitlines()[-2:] == [
-        f"step {newest(prepared)} is kept, to go on from",
+        f"step {newest(crowded)} is kept, to go on from",
         "train: stopped by SIGTERM; run it again to go on",
     ]
 

@@ -137,11 +137,12 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
                 train_loop_config={"job": job, "show": post.show, "stop": nullcontext(post), "mark": seen},
                 torch_config=_torch_config(),
                 scaling_config=_scaling(job.train, on_gpu=on_gpu),
-                run_config=RunConfig(
+                run_config=RunConfig(  # type: ignore[call-arg]  # V1's type, too
                     name=job.name,
                     storage_path=job.runs.path if isinstance(job.runs, Bucket) else str(job.runs),
                     storage_filesystem=job.runs.filesystem() if isinstance(job.runs, Bucket) else None,
                     failure_config=FailureConfig(max_failures=job.train.max_failures),
+                    worker_runtime_env={"env_vars": {} if on_gpu else _waiting(job.train)},
                 ),
             )
             _tell_if_waiting(job.train, address, on_gpu=on_gpu)
@@ -276,6 +277,23 @@ def _scaling(train: Train, *, on_gpu: bool) -> Any:
         use_gpu=on_gpu,
         resources_per_worker={"CPU": 1},
     )
+
+
+def _waiting(train: Train) -> dict[str, str]:
+    """The environment of workers: threads that have to share cores are not to spin while they wait for others.
+
+    Libgomp knows of those of its own process alone.
+    """
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    for cpus in (int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]):
+        workers = min(train.workers[1], cpus)
+        if workers > 1 and workers * train.threads > cpus:
+            problem = f"{workers} workers of {train.threads} threads each share a node's {cpus} CPUs"
+            print(f"{problem}: train.threads {cpus // workers} is faster, with other bits", file=sys.stderr)
+            return {} if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ} else {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {}
 
 
 def _torch_config() -> Any:
