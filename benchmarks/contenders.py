@@ -12,9 +12,13 @@ import argparse
 import json
 import math
 import os
+import secrets
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import memory
-from resflow import params
+from benchmarks.processes import end
+from resflow import params, ports
 from resflow.data import arrays
 from resflow.nets import altered, create
 from resflow.params import Checkpoint, Params
@@ -140,18 +145,44 @@ def loop(folder: Path, settings: Params) -> list[float]:
 
 
 def ray(folder: Path, settings: Params) -> list[float]:
-    """resflow through Ray Train: in local mode, or on a cluster of this machine where there are several workers."""
+    """resflow through Ray Train: in local mode, or on a Ray of this machine where there are several workers."""
+    return _fit(folder, settings, None)
+
+
+def ray_on_cluster(folder: Path, settings: Params) -> list[float]:
+    """resflow through Ray Train on a cluster of this machine alone, also with one worker."""
+    with _cluster() as address:
+        return _fit(folder, settings, address)
+
+
+def _fit(folder: Path, settings: Params, address: str | None) -> list[float]:
     from resflow.training import cluster
 
-    _, timings = cluster.fit(_job(folder, settings), os.environ.get("RAY_ADDRESS"), folder.parents[1] / "live")
+    _, timings = cluster.fit(_job(folder, settings), address, folder.parents[1] / "live")
     return [timing.seconds for timing in timings]
+
+
+@contextmanager
+def _cluster() -> Iterator[str]:
+    """A cluster of one node, as `ray start` makes it; its address."""
+    (port,) = ports.find_free(1)
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}"]
+    head = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert head.stdout
+        if not any("Ray runtime started" in line for line in head.stdout):
+            raise RuntimeError("`ray start` has ended")
+        yield f"127.0.0.1:{port}"
+    finally:
+        end(head)
 
 
 def bare_on_ray(folder: Path, settings: Params) -> list[float]:
     """The bare loop in a worker of Ray Train on a cluster of this machine: what Ray leaves to a loop."""
-    import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     def work() -> list[float]:
         torch.set_num_threads(settings.train.threads)
@@ -159,15 +190,20 @@ def bare_on_ray(folder: Path, settings: Params) -> list[float]:
         keep_memory()
         return bare(folder, settings)
 
-    ray.init("local", include_dashboard=False, log_to_driver=False)
-    trainer = TorchTrainer(
-        work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(storage_path=str((folder.parents[1] / "runs").resolve())),
-    )
-    seconds: list[float] = trainer.fit().return_value  # type: ignore[attr-defined]
-    ray.shutdown()
-    return seconds
+    with _cluster() as address:
+        import ray  # not sooner: it then reads whether clusters ask for a token
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        ray.init(address, log_to_driver=False)
+        trainer = TorchTrainer(
+            work,  # type: ignore[arg-type]  # Ray's type leaves no room for the value, which it hands back
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(storage_path=str(folder.parents[1] / "runs")),
+        )
+        seconds: list[float] = trainer.fit().return_value  # type: ignore[attr-defined]
+        ray.shutdown()
+        return seconds
 
 
 def lightning(folder: Path, settings: Params) -> list[float]:
@@ -286,7 +322,8 @@ def _job(folder: Path, settings: Params) -> Any:
 
 
 CONTENDERS: dict[str, Callable[[Path, Params], list[float]]] = {
-    function.__name__: function for function in (bare, torchrun, loop, ray, bare_on_ray, lightning, accelerate)
+    function.__name__: function
+    for function in (bare, torchrun, loop, ray, ray_on_cluster, bare_on_ray, lightning, accelerate)
 }
 
 
@@ -310,12 +347,13 @@ def main() -> None:
     settings = params.parse(tree, "params.yaml")
     torch.set_num_threads(settings.train.threads)
     torch.manual_seed(0)
-    on_cluster = arguments.name == "bare_on_ray" or (
-        arguments.name == "ray" and (arguments.workers > 1 or "RAY_ADDRESS" in os.environ)
+    in_workers = arguments.name in ("bare_on_ray", "ray_on_cluster") or (
+        arguments.name == "ray" and arguments.workers > 1
     )
-    peak = memory.watch_workers(arguments.workers) if on_cluster else memory.own
-    seconds = statistics.median(CONTENDERS[arguments.name](arguments.folder, settings)[1:])
-    steps = len(arrays.load(arguments.folder, "train").labels) // settings.train.batch_size
+    peak = memory.watch_workers(arguments.workers) if in_workers else memory.own
+    folder = arguments.folder.resolve()  # where workers stand is not here
+    seconds = statistics.median(CONTENDERS[arguments.name](folder, settings)[1:])
+    steps = len(arrays.load(folder, "train").labels) // settings.train.batch_size
     if int(os.environ.get("RANK", 0)) == 0 and math.isfinite(seconds):
         rate = steps * settings.train.batch_size / seconds
         print(json.dumps({"images_per_second": rate, "peak_mib": peak()}))

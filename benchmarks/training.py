@@ -38,7 +38,7 @@ ALONE = {
     "bare loop, memory given back as glibc does": ["bare"],
     "resflow, Ray Train in local mode": ["ray"],
     "bare loop in Ray Train on a cluster of one, memory kept": ["bare_on_ray"],
-    "resflow, Ray Train on a cluster of one": ["ray", "--address"],
+    "resflow, Ray Train on a cluster of one": ["ray_on_cluster"],
     "PyTorch Lightning": ["lightning"],
     "Hugging Face Accelerate": ["accelerate"],
     "resflow's loop, 2 shards": ["loop", "--shards", "2"],
@@ -121,9 +121,6 @@ def _run(arguments: list[str], place: Path, options: list[str]) -> dict[str, flo
     name, *own = arguments
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     env.pop("RAY_ADDRESS", None)
-    if "--address" in own:
-        own.remove("--address")
-        env["RAY_ADDRESS"] = "local"
     if "--keep-memory" in own:
         own.remove("--keep-memory")
         env |= {f"MALLOC_{name}_": str(value) for name, (_, value) in MALLOC.items()}

@@ -57,6 +57,7 @@ def examine(start: Path) -> list[Finding]:
         checks += [
             ("repository", False, lambda: _repository(root)),
             ("params.yaml", False, lambda: _parameters(root)),
+            ("cores", True, lambda: _cores(root)),
             ("store", not _foreign(), lambda: _store(root)),
             ("credentials", False, lambda: _credentials(root)),
         ]
@@ -128,6 +129,12 @@ def _npm() -> str:
 
 
 def _gpu() -> str:
+    if models := _gpus():
+        return ", ".join(models)
+    raise SetupError("GPU", "none found; training runs on the CPU", "Nothing to do, unless this machine has one")
+
+
+def _gpus() -> list[str]:
     """Asked of the driver: torch would take seconds."""
     models = [
         line.partition(":")[2].strip()
@@ -135,9 +142,7 @@ def _gpu() -> str:
         for line in path.read_text(errors="replace").splitlines()
         if line.startswith("Model:")
     ]
-    if models or shutil.which("nvidia-smi"):
-        return ", ".join(models) or "an NVIDIA driver is installed"
-    raise SetupError("GPU", "none found; training runs on the CPU", "Nothing to do, unless this machine has one")
+    return models or (["an NVIDIA driver is installed"] if shutil.which("nvidia-smi") else [])
 
 
 # --- the project ----------------------------------------------------------------------------------------------------
@@ -192,6 +197,26 @@ def _parameters(root: Path) -> str:
     nets.altered(loaded.net.name, loaded.net.changes)
     changed = f", changed in {', '.join(loaded.net.changes)}," if loaded.net.changes else ""
     return f"valid; trains {loaded.net.name}{changed} for {loaded.train.epochs} epochs"
+
+
+def _cores(root: Path) -> str:
+    """Whether training takes as many as there are, where it runs on them."""
+    from resflow import params
+    from resflow.processes import cores
+
+    there, train = cores(), params.load(root / "params.yaml").train
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        return f"{there}; training runs on those of a cluster"
+    if train.device != "cpu" and _gpus():
+        return f"{there}; training runs on the GPU"
+    workers = train.workers[1]
+    taken, fitting = workers * train.threads, max(1, there // workers)
+    said = f"{there}; training takes {taken} (train.num_workers {workers}, train.threads {train.threads})"
+    if taken > there:
+        raise SetupError("cores", said, f"Threads that share cores are slow: train.threads {fitting}, with other bits")
+    if train.threads < fitting:
+        raise SetupError("cores", said, f"Try whether train.threads {fitting} is faster; it gives other bits")
+    return said
 
 
 # --- servers --------------------------------------------------------------------------------------------------------

@@ -339,7 +339,7 @@ def _terminate(process: subprocess.Popen[str]) -> None:
     with suppress(psutil.NoSuchProcess):  # it has ended
         dvc = psutil.Process(process.pid)
         for one in _commands(dvc) or [dvc]:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):  # likewise, or it is another user's
                 one.terminate()
 
 

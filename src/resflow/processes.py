@@ -16,7 +16,7 @@ from typing import IO
 from resflow.errors import TrainingError
 from resflow.files import explained
 
-__all__ = ["MALLOC", "WAIT_SECONDS", "alone", "die_with_parent", "keep_memory", "locked"]
+__all__ = ["MALLOC", "WAIT_SECONDS", "alone", "cores", "die_with_parent", "keep_memory", "locked"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MALLOC = {"TRIM_THRESHOLD": (-1, (1 << 31) - 1), "MMAP_THRESHOLD": (-3, 32 << 20)}
@@ -38,6 +38,11 @@ def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
         LIBC.prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), number)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_memory() -> None:

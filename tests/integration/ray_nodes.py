@@ -1,9 +1,7 @@
-"""Ray nodes as processes of a test: started, waited for, and ended with all their children; and a head without any."""
+"""Ray nodes as processes of a test, which `benchmarks.processes.end` ends: waited for; and a head without any."""
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import time
@@ -12,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.processes import descendants
+from benchmarks.processes import end
 from resflow import ports
 
 START_SECONDS = 90
@@ -48,14 +46,6 @@ def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
         assert process.poll() is None, text
         assert time.monotonic() < deadline, text
         time.sleep(0.1)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a node with all of its children, of which nobody needs anything any more: in peace it would take 10 s."""
-    for pid in (process.pid, *descendants(process.pid)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
 
 
 def is_alive(pid: int) -> bool:

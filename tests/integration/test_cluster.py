@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import command_line, descendants, train_workers
+from benchmarks.processes import command_line, descendants, end, train_workers
 from resflow import ports
+from resflow.processes import cores
 from tests.conftest import Project, make_project
 from tests.drills.drill import RECIPE, newest, wait_until_step
-from tests.integration.ray_nodes import START_SECONDS, end, wait_until_started
+from tests.integration.ray_nodes import START_SECONDS, wait_until_started
 
 pytestmark = pytest.mark.integration
 
@@ -163,7 +164,7 @@ def crowded(prepared: Project) -> Iterator[Project]:
     """Two workers, each with as many threads as there are cores, in a run of no other test."""
     file = prepared.root / "params.yaml"
     given = file.read_text()
-    prepared.edit(train__threads=os.cpu_count(), train__epochs=EPOCHS + 1)
+    prepared.edit(train__threads=cores(), train__epochs=EPOCHS + 1)
     yield prepared
     file.write_text(given)
 

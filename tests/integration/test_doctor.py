@@ -14,6 +14,7 @@ import pytest
 from resflow import doctor
 from resflow.doctor import Finding, examine
 from resflow.errors import SetupError
+from resflow.processes import cores
 from resflow.storage import Endpoint
 from tests.conftest import Project, make_project, stop_store
 from tests.integration.ray_nodes import head
@@ -21,7 +22,8 @@ from tests.integration.ray_nodes import head
 pytestmark = pytest.mark.integration
 
 WORDS = (
-    "Python packages disk user project git git-identity repository params.yaml store credentials Prefect Ray npm GPU"
+    "Python packages disk user project git git-identity repository params.yaml cores store credentials Prefect Ray npm "
+    "GPU"
 )
 NOBODY = "127.0.0.1:1"
 
@@ -99,6 +101,28 @@ def test_bad_parameters_are_told(made: Project, tmp_path: Path) -> None:
     findings = found(project.root)
     assert bad(findings) == ["params.yaml"]
     assert "parameter 'train.lr' is -1" in findings["params.yaml"].finding
+
+
+def test_cores_that_training_leaves_or_lacks_are_a_note(made: Project, machine: pytest.MonkeyPatch) -> None:
+    given = (made.root / "params.yaml").read_text()
+    made.edit(train__device="cpu", train__threads=cores())
+    assert found(made.root)["cores"].ok
+    made.edit(train__num_workers=2)
+    crowded = found(made.root)["cores"]
+    assert crowded.finding.startswith(f"{cores()}; training takes {2 * cores()} (train.num_workers 2")
+    assert f"train.threads {max(1, cores() // 2)}, with other bits" in crowded.mend
+    machine.setenv("RAY_ADDRESS", NOBODY)
+    assert found(made.root)["cores"].ok  # those of a cluster
+    machine.delenv("RAY_ADDRESS")
+    made.edit(train__num_workers=1)
+    machine.setattr(os, "sched_getaffinity", lambda pid: range(16))
+    left = found(made.root)["cores"]
+    assert (left.finding.split(";")[0], left.mend) == (
+        "16",
+        "Try whether train.threads 16 is faster; it gives other bits",
+    )
+    assert not any(one.optional is False for one in (crowded, left))
+    (made.root / "params.yaml").write_text(given)
 
 
 def test_without_git_history_the_repository_is_bad(made: Project) -> None:

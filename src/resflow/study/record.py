@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 import resflow
 from resflow.errors import DataError
 from resflow.files import sha256, write
+from resflow.processes import cores
 
 __all__ = ["Record", "Records", "checked", "code", "digest", "machine"]
 
@@ -55,7 +55,6 @@ def machine(*packages: str, device: str = "cpu") -> str:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:  # no Linux
         found = None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = found[1] if found else platform.processor() or platform.machine()
     versions = [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in packages)]
     gpu = ""
@@ -63,7 +62,7 @@ def machine(*packages: str, device: str = "cpu") -> str:
         import torch
 
         gpu = f", {torch.cuda.get_device_name()}"
-    return f"{name}, {cores} cores{gpu}; {', '.join(versions)}"
+    return f"{name}, {cores()} cores{gpu}; {', '.join(versions)}"
 
 
 @dataclass(frozen=True, kw_only=True)
