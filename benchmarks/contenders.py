@@ -16,6 +16,7 @@ import secrets
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import memory
-from benchmarks.processes import end
+from benchmarks.processes import end, wait_until_started
 from resflow import params, ports
 from resflow.data import arrays
 from resflow.nets import altered, create
@@ -169,16 +170,13 @@ def _cluster() -> Iterator[str]:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"]
     command += ["--node-ip-address=127.0.0.1", f"--port={port}"]
-    head = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert head.stdout
-        if not any("Ray runtime started" in line for line in head.stdout):
-            raise RuntimeError("`ray start` has ended")
-        yield f"127.0.0.1:{port}"
-    finally:
-        end(head)
+    with tempfile.NamedTemporaryFile() as log:
+        head = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            wait_until_started(head, Path(log.name))
+            yield f"127.0.0.1:{port}"
+        finally:
+            end(head)
 
 
 def bare_on_ray(folder: Path, settings: Params) -> list[float]:

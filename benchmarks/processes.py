@@ -1,17 +1,20 @@
-"""Processes below another, and what they are."""
+"""Processes below another, what they are, as Linux tells in /proc, and their end."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["command_line", "descendants", "end", "train_workers"]
+__all__ = ["START_SECONDS", "command_line", "descendants", "end", "train_workers", "wait_until_started"]
+
+START_SECONDS = 90
 
 
 def descendants(pid: int) -> list[int]:
@@ -20,6 +23,15 @@ def descendants(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a node of Ray that writes to `log` is there. Raises `AssertionError` with the log where it ends instead."""
+    deadline = time.monotonic() + START_SECONDS
+    while "Ray runtime started" not in (text := log.read_text()):
+        assert process.poll() is None, text
+        assert time.monotonic() < deadline, text
+        time.sleep(0.1)
 
 
 def end(process: subprocess.Popen[Any]) -> None:

@@ -205,13 +205,15 @@ def _cores(root: Path) -> str:
     from resflow.processes import cores
 
     there, train = cores(), params.load(root / "params.yaml").train
-    if os.environ.get("RAY_ADDRESS", "local") != "local":
+    if (os.environ.get("RAY_ADDRESS") or "local") != "local":
         return f"{there}; training runs on those of a cluster"
     if train.device != "cpu" and _gpus():
         return f"{there}; training runs on the GPU"
     workers = train.workers[1]
     taken, fitting = workers * train.threads, max(1, there // workers)
     said = f"{there}; training takes {taken} (train.num_workers {workers}, train.threads {train.threads})"
+    if workers > there:
+        raise SetupError("cores", said, "Lower train.num_workers, or name a cluster in RAY_ADDRESS")
     if taken > there:
         raise SetupError("cores", said, f"Threads that share cores are slow: train.threads {fitting}, with other bits")
     if train.threads < fitting:

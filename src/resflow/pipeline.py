@@ -59,7 +59,7 @@ ADVICE = re.compile(
 date is said of each stage in turn, and is not true of those to come."""
 OUTPUTS = ("outs", "metrics", "plots")
 """Where dvc.yaml names what a stage writes; dvc.lock has it all as `outs`."""
-SHELLS = {"ash", "bash", "busybox", "dash", "fish", "ksh", "mksh", "sh", "zsh"}
+SHELLS = {"ash", "bash", "busybox", "csh", "dash", "fish", "ksh", "mksh", "sh", "tcsh", "zsh"}
 """Programs in which DVC may run a stage's command: it takes the user's, by the variable SHELL."""
 STOP_SECONDS = 15.0
 """A stage ends within a second or two of SIGTERM, with several workers or while its store hangs in ten or so."""

@@ -41,8 +41,12 @@ def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
 
 
 def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many this process may use: those it is bound to, and no more than its container's share of time."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no Linux with cgroups of version 2, or no limit, which is the word max
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        there = min(there, max(1, quota // period))
+    return there
 
 
 def keep_memory() -> None:

@@ -1,4 +1,4 @@
-"""Ray nodes as processes of a test, which `benchmarks.processes.end` ends: waited for; and a head without any."""
+"""The head of a Ray cluster without nodes, and whether processes have ended."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.processes import end
+from benchmarks.processes import START_SECONDS, end
 from resflow import ports
-
-START_SECONDS = 90
 
 
 @contextmanager
@@ -38,14 +36,6 @@ def head(folder: Path) -> Iterator[int]:
         yield port
     finally:
         end(process)
-
-
-def wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while "Ray runtime started" not in (text := log.read_text()):
-        assert process.poll() is None, text
-        assert time.monotonic() < deadline, text
-        time.sleep(0.1)
 
 
 def is_alive(pid: int) -> bool:

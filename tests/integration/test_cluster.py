@@ -15,12 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import command_line, descendants, end, train_workers
+from benchmarks.processes import (
+    START_SECONDS,
+    command_line,
+    descendants,
+    end,
+    train_workers,
+    wait_until_started,
+)
 from resflow import ports
 from resflow.processes import cores
 from tests.conftest import Project, make_project
 from tests.drills.drill import RECIPE, newest, wait_until_step
-from tests.integration.ray_nodes import START_SECONDS, wait_until_started
 
 pytestmark = pytest.mark.integration
 
@@ -177,13 +183,14 @@ def test_workers_with_more_threads_than_cores_do_not_spin_and_sigterm_to_all_pro
     try:
         assert wait_until_step(crowded, driver, STEPS // 2), driver.communicate()[0]
         variables = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in train_workers(driver.pid)]
-        os.killpg(driver.pid, signal.SIGTERM)
+        for pid in (driver.pid, *descendants(driver.pid)):
+            os.kill(pid, signal.SIGTERM)
         said = driver.communicate(timeout=20)[0]
     finally:
         driver.kill()
         driver.wait()
     assert [b"OMP_WAIT_POLICY=PASSIVE" in each for each in variables] == [True, True]
-    assert re.search(r"2 workers of \d+ threads each share a node's \d+ CPUs: train.threads \d+ is faster", said)
+    assert re.search(r"2 workers of \d+ threads each share \d+ cores: train.threads \d+ is faster", said)
     assert driver.returncode == STOPS[signal.SIGTERM], said
     assert said.splitlines()[-2:] == [
         f"step {newest(crowded)} is kept, to go on from",

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from resflow import doctor
+from resflow import doctor, processes
 from resflow.doctor import Finding, examine
 from resflow.errors import SetupError
-from resflow.processes import cores
 from resflow.storage import Endpoint
 from tests.conftest import Project, make_project, stop_store
 from tests.integration.ray_nodes import head
@@ -104,25 +103,28 @@ def test_bad_parameters_are_told(made: Project, tmp_path: Path) -> None:
 
 
 def test_cores_that_training_leaves_or_lacks_are_a_note(made: Project, machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(processes, "cores", lambda: 4)
     given = (made.root / "params.yaml").read_text()
-    made.edit(train__device="cpu", train__threads=cores())
-    assert found(made.root)["cores"].ok
-    made.edit(train__num_workers=2)
-    crowded = found(made.root)["cores"]
-    assert crowded.finding.startswith(f"{cores()}; training takes {2 * cores()} (train.num_workers 2")
-    assert f"train.threads {max(1, cores() // 2)}, with other bits" in crowded.mend
-    machine.setenv("RAY_ADDRESS", NOBODY)
-    assert found(made.root)["cores"].ok  # those of a cluster
-    machine.delenv("RAY_ADDRESS")
-    made.edit(train__num_workers=1)
-    machine.setattr(os, "sched_getaffinity", lambda pid: range(16))
-    left = found(made.root)["cores"]
-    assert (left.finding.split(";")[0], left.mend) == (
-        "16",
-        "Try whether train.threads 16 is faster; it gives other bits",
-    )
-    assert not any(one.optional is False for one in (crowded, left))
-    (made.root / "params.yaml").write_text(given)
+
+    def told(workers: int, threads: int) -> Finding:
+        made.edit(train__device="cpu", train__num_workers=workers, train__threads=threads, train__batch_size=240)
+        return found(made.root)["cores"]
+
+    try:
+        fitting, crowded, few, many = told(2, 2), told(2, 4), told(1, 2), told(8, 1)
+        machine.setenv("RAY_ADDRESS", NOBODY)
+        elsewhere = told(2, 4)
+    finally:
+        (made.root / "params.yaml").write_text(given)
+    assert fitting.ok
+    assert fitting.finding == "4; training takes 4 (train.num_workers 2, train.threads 2)"
+    assert crowded.finding.startswith("4; training takes 8 (train.num_workers 2")
+    assert "train.threads 2, with other bits" in crowded.mend
+    assert few.mend == "Try whether train.threads 4 is faster; it gives other bits"
+    assert many.mend.startswith("Lower train.num_workers")
+    assert not any(one.ok for one in (crowded, few, many))
+    assert all(one.optional for one in (crowded, few, many))
+    assert elsewhere.ok
 
 
 def test_without_git_history_the_repository_is_bad(made: Project) -> None:

@@ -20,13 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import end, train_workers
+from benchmarks.processes import end, train_workers, wait_until_started
 from resflow import store
 from resflow.data import shards
 from tests.conftest import REPOSITORY, Project, make_project
 from tests.integration import hosts
 from tests.integration.hosts import Host
-from tests.integration.ray_nodes import wait_until_started
 
 pytestmark = pytest.mark.integration
 

@@ -37,6 +37,7 @@ from resflow.errors import ClusterError, DataError, ResflowError, SetupError, Tr
 from resflow.files import home
 from resflow.nets.file import ModelCard
 from resflow.params import Checkpoint, Train
+from resflow.processes import cores
 from resflow.training import checkpoint, loop
 from resflow.training.address import check_address, token_path
 from resflow.training.checkpoint import Folder, LocalFolder
@@ -142,7 +143,7 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
                     storage_path=job.runs.path if isinstance(job.runs, Bucket) else str(job.runs),
                     storage_filesystem=job.runs.filesystem() if isinstance(job.runs, Bucket) else None,
                     failure_config=FailureConfig(max_failures=job.train.max_failures),
-                    worker_runtime_env={"env_vars": {} if on_gpu else _waiting(job.train)},
+                    worker_runtime_env={"env_vars": {} if address or on_gpu else _waiting(job.train)},
                 ),
             )
             _tell_if_waiting(job.train, address, on_gpu=on_gpu)
@@ -197,10 +198,9 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
     elif job.loader == "stream":  # else a third of the machine's memory; a cluster's is for those who start it
         index = shards.load(job.arrays.folder / "train")
         options["object_store_memory"] = store_bytes(index.file_bytes, job.train.workers[1])
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_news)
     try:
-        with _unheard(signal.SIGTERM):
+        with nullcontext() if address else _unheard(signal.SIGTERM), _handler_kept(signal.SIGTERM):
             try:
                 ray.init(
                     address=address or "local",
@@ -211,16 +211,28 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
                 )
             except (AuthenticationError, OSError, RayError, RuntimeError, ValueError) as error:  # the last: port < 1024
                 raise _no_entry(address, error) from error
-            except SystemExit:  # how Ray answers SIGTERM while it starts, with codes of its own
-                signal.signal(signal.SIGTERM, on_sigterm)
-                signal.raise_signal(signal.SIGTERM)
-                raise
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray's, now in its place, aborts the process on the spot
         yield
     finally:
         _kill_helpers(Path(ray.__file__).parent)
         ray.shutdown()
+
+
+@contextmanager
+def _handler_kept(number: signal.Signals) -> Iterator[None]:
+    """Put the handler of a signal back at the end: Ray's, by then in its place, aborts the process on the spot.
+
+    While Ray starts, it answers SIGTERM by `SystemExit` with codes of its own.
+    """
+    handler = signal.getsignal(number)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(number, handler)
+        signal.raise_signal(number)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -237,7 +249,10 @@ def _unheard(number: signal.Signals) -> Iterator[None]:
 
 
 def _kill_helpers(folder: Path) -> None:
-    """End what this process has of Ray in Python: `ray.shutdown` would wait a second for each to hear SIGTERM."""
+    """End what this process has of Ray in Python: `ray.shutdown` would wait a second for each to hear SIGTERM.
+
+    So it does for the two others, which it needs to leave them.
+    """
     import psutil
 
     for child in psutil.Process().children():
@@ -280,20 +295,17 @@ def _scaling(train: Train, *, on_gpu: bool) -> Any:
 
 
 def _waiting(train: Train) -> dict[str, str]:
-    """The environment of workers: threads that have to share cores are not to spin while they wait for others.
+    """The environment of workers on this machine: threads that share cores are not to spin while they wait for others.
 
-    Libgomp knows of those of its own process alone.
+    Libgomp knows of those of its own process alone. Of a cluster only its nodes know how many cores they have.
     """
-    import ray
-
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    for cpus in (int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]):
-        workers = min(train.workers[1], cpus)
-        if workers > 1 and workers * train.threads > cpus:
-            problem = f"{workers} workers of {train.threads} threads each share a node's {cpus} CPUs"
-            print(f"{problem}: train.threads {cpus // workers} is faster, with other bits", file=sys.stderr)
-            return {} if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ} else {"OMP_WAIT_POLICY": "PASSIVE"}
-    return {}
+    workers, there = train.workers[1], cores()
+    if workers * train.threads <= there:
+        return {}
+    if train.threads > (fitting := max(1, there // workers)):
+        problem = f"{workers} workers of {train.threads} threads each share {there} cores"
+        print(f"{problem}: train.threads {fitting} is faster, with other bits", file=sys.stderr)
+    return {} if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ} else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def _torch_config() -> Any:
