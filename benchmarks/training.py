@@ -3,9 +3,9 @@
     python -m benchmarks.training            # five rounds, about 20 minutes
     python -m benchmarks.training --rounds 1
 
-Contenders take turns, each in a process of its own (`benchmarks.contenders`); figures are medians over the rounds, and
-a ratio is the median of the ratios within a round. Needs data/prepared (`dvc repro prepare`); peers come with
-`make peers`, and one that is missing is told.
+Contenders take turns, each in a process of its own (`benchmarks.contenders`), every other round in reverse; figures
+are medians over the rounds, and a ratio is the median of the ratios within a round. Needs data/prepared (`dvc repro
+prepare`); peers come with `make peers`, and one that is missing is told.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def _some_images(folder: Path) -> Path:
 def _rounds(contenders: dict[str, list[str]], place: Path, rounds: int, options: list[str]) -> dict[str, list[Any]]:
     results: dict[str, list[Any]] = {name: [] for name in contenders}
     for number in range(rounds):
-        for name, arguments in contenders.items():
+        # What ran before leaves the machine fresh or throttled: none always comes first.
+        for name, arguments in list(contenders.items())[:: -1 if number % 2 else 1]:
             results[name].append(_run(arguments, place, options))
             print(f"round {number + 1}, {name}: {results[name][-1]}", file=sys.stderr, flush=True)
     return results

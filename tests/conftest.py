@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from resflow import store
+
 # Two workers share the cores, and threads that wait for each other spin. Before torch is loaded, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell ignores Ctrl-C for what it runs in the background, and so would all that tests start and stop by it.
@@ -186,7 +188,7 @@ def make_project(root: Path, home: Path, environment: Mapping[str, str] | None =
     return project
 
 
-RELEASED = ("bad_input", "commands", "dvc", "prefect", "registry_flow", "search")
+RELEASED = ("bad_input", "commands", "dvc", "prefect", "registry_flow", "search", "study")
 """Of integration, the files whose tests begin with `released`: one of the workers takes them all, and makes it once."""
 
 
@@ -214,14 +216,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture
-def project(tmp_path: Path, home: Path) -> Iterator[Project]:
-    """A small project in which nothing has run; its store is stopped afterwards."""
-    made = make_project(tmp_path / "project", home)
-    yield made
-    stop_store(made)
-
-
 @pytest.fixture(scope="session")
 def released(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Project]:
     """A small project in which `resflow run` has released a version. Leave it as it is: `copied` gives your own."""
@@ -243,5 +237,4 @@ def copied(released: Project, tmp_path: Path) -> Iterator[Project]:
 
 def stop_store(project: Project) -> None:
     """End the project's store, if it has one."""
-    if (project.root / ".resflow").is_dir():
-        project.run("resflow", "store", "stop", code=None)
+    store.stop(project.root)

@@ -184,14 +184,7 @@ def test_a_change_reruns_the_stages_that_it_concerns_and_no_others(copied: Proje
     for changes, stages in (
         ({"train__lr": 0.05}, {"train"}),
         ({"train__threads": 2}, {"train", "evaluate", "robustness", "analyze"}),
-        ({"net__name": "resnet8_max"}, {"train", "analyze"}),
-        ({"train__adversarial__epsilon": 0.1}, {"train"}),
-        ({"analyze__batch_sizes": [1]}, {"analyze"}),
-        ({"evaluate__mistakes": 3}, {"evaluate"}),
-        ({"robustness__images": 20}, {"robustness"}),
-        ({"prepare__validation_fraction": 0.1}, {"prepare"}),
         ({"seed": 1}, {"prepare", "train", "robustness"}),
-        ({"data__sources": ["elsewhere"]}, {"fetch"}),
     ):
         copied.edit(**changes)
         assert status(copied) == stages, changes
@@ -204,18 +197,16 @@ def test_a_change_reruns_the_stages_that_it_concerns_and_no_others(copied: Proje
 # --- the same bits ----------------------------------------------------------------------------------------------------
 
 
-def test_a_fresh_clone_makes_the_same_hashes_also_by_force(released: Project, tmp_path: Path) -> None:
+def test_a_fresh_clone_makes_the_same_hashes(released: Project, tmp_path: Path) -> None:
     fresh = clone(released, tmp_path / "clone", "mnist-resnet@v0.1.0")
     assert not (fresh.root / "data/prepared").exists()
     wanted = lock(released.root)
     (fresh.root / "dvc.lock").unlink()
-    first = fresh.run("dvc", "repro").out
+    said = fresh.run("dvc", "repro").out
     assert lock(fresh.root) == wanted
-    assert "validation accuracy" in first
-    again = fresh.run("dvc", "repro", "--force").out
-    assert lock(fresh.root) == wanted
-    assert all(f"resflow stage {name}" in again for name in STAGES)
-    assert "fetched from" in again
+    assert all(f"resflow stage {name}" in said for name in STAGES)
+    assert "fetched from" in said
+    assert "validation accuracy" in said
     assert fresh.git("status", "--porcelain") == "", "the clone's own files differ from the version's"
     assert status(fresh) == set()
 

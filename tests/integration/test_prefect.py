@@ -339,7 +339,7 @@ def test_a_schedule_without_a_server_says_how_to_start_one(released: Project) ->
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_stage_and_a_failed_gate_are_one_line_and_release_nothing(deployed: Project, server: str) -> None:
+def test_a_failed_gate_is_one_line_and_releases_nothing(deployed: Project, server: str) -> None:
     tags, published = deployed.git("tag"), bundles(deployed)
     done = deployed.run("resflow", "run", "-S", "gate.max_ece=0.0", code=1)
     assert done.err.count("\n") == 1
@@ -347,20 +347,6 @@ def test_a_failed_stage_and_a_failed_gate_are_one_line_and_release_nothing(deplo
     assert "Running stage" not in done.out, "a limit of the gate is no reason to train again"
     assert "Nothing was registered" in done.err
     assert done.out.splitlines()[-1].startswith("The store stays up"), "it was started for a release"
-    assert latest_run(server)["state_type"] == "FAILED"
-
-    source = Path(yaml.safe_load((deployed.root / "params.yaml").read_text())["data"]["sources"][0])
-    broken = deployed.root.parent / "broken"
-    shutil.copytree(source, broken)
-    (broken / "train-images-idx3-ubyte").write_bytes(b"no images")
-    shutil.rmtree(deployed.root / "data" / "raw")
-    shutil.rmtree(deployed.root / ".dvc" / "cache")
-    deployed.edit(data__sources=[str(broken)])
-    done = deployed.run("resflow", "run", code=1)
-    assert done.err.count("\n") == 1
-    assert done.err.startswith("error: fetch: ")
-    assert "train-images-idx3-ubyte" in done.err
-    assert "Traceback" not in done.out
     assert latest_run(server)["state_type"] == "FAILED"
     assert (deployed.git("tag"), bundles(deployed)) == (tags, published)
 

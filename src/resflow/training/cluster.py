@@ -128,13 +128,12 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
     seen = mark(job.folder(), job.arrays)
     from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
 
     try:
-        with _started(job, address), joined(display) as post:
+        with _started(job, address) as dashboard, joined(display) as post:
             on_gpu = _on_cluster_gpu(job.train, address)
-            trainer = TorchTrainer(
-                _work,  # type: ignore[arg-type]  # as above
+            trainer = _trainer(dashboard)(
+                _work,
                 train_loop_config={"job": job, "show": post.show, "stop": nullcontext(post), "mark": seen},
                 torch_config=_torch_config(),
                 scaling_config=_scaling(job.train, on_gpu=on_gpu),
@@ -147,7 +146,7 @@ def _fit_on_cluster(job: Job, address: str | None, display: Display) -> Any:
                 ),
             )
             _tell_if_waiting(job.train, address, on_gpu=on_gpu)
-            return _beside(lambda: trainer.fit().return_value)  # type: ignore[attr-defined]
+            return _beside(lambda: trainer.fit().return_value)
     except (TrainingFailedError, RayError) as error:  # the latter where Ray itself is lost, with this node or its head
         failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
         raise cause("Ray Train", error, *failures.values()) from error
@@ -182,8 +181,8 @@ def _prepare(job: Job, address: str | None) -> None:
 
 
 @contextmanager
-def _started(job: Job, address: str | None) -> Iterator[None]:
-    """Ray on this machine, or the cluster at `address`, for as long as it is needed.
+def _started(job: Job, address: str | None) -> Iterator[str]:
+    """Ray on this machine, or the cluster at `address`, for as long as it is needed; where its dashboard is, or "".
 
     Raises `TrainingError`, or `SetupError` where Ray cannot write its files.
     """
@@ -202,7 +201,7 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
     try:
         with nullcontext() if address else _unheard(signal.SIGTERM), _handler_kept(signal.SIGTERM):
             try:
-                ray.init(
+                context = ray.init(
                     address=address or "local",
                     log_to_driver=False,
                     include_dashboard=False,
@@ -211,7 +210,7 @@ def _started(job: Job, address: str | None) -> Iterator[None]:
                 )
             except (AuthenticationError, OSError, RayError, RuntimeError, ValueError) as error:  # the last: port < 1024
                 raise _no_entry(address, error) from error
-        yield
+        yield context.dashboard_url or ""
     finally:
         _kill_helpers(Path(ray.__file__).parent)
         ray.shutdown()
@@ -278,6 +277,25 @@ def _beside(work: Callable[[], Any]) -> Any:
 
     threading.Thread(target=run, daemon=True).start()
     return outcome.result()
+
+
+def _trainer(dashboard: str) -> Any:
+    """Ray's trainer without two actors: that for data sets, of which it is given none, and maybe a cleaner.
+
+    This removes the placement group of a controller that was lost, which goes with its driver anyway. It asks the
+    dashboard; without one it would keep each training for 12 s at its end, and outlive a driver that was killed.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    useless = (DatasetsCallback,) if dashboard else (DatasetsCallback, PlacementGroupCleanerCallback)
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [one for one in super()._create_default_callbacks() if not isinstance(one, useless)]  # type: ignore[misc]  # V2's
+
+    return Trainer
 
 
 def _scaling(train: Train, *, on_gpu: bool) -> Any:

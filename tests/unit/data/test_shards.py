@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,16 @@ def test_a_file_of_other_rows_is_refused(tmp_path: Path, columns: dict[str, pa.A
     parquet.write_table(pa.table(columns), tmp_path / "other")
     with pytest.raises(DataError, match=r"other: .*expected 1 of"):
         shards.read(tmp_path / "other", "other", 0, 1, (1, 1, 3))
+
+
+def test_a_file_that_is_missing_or_shorter_is_told_before_any_is_read(tmp_path: Path, given: Split) -> None:
+    index, path = write(tmp_path, given), tmp_path / "000001.parquet"
+    shards.check(tmp_path, index)
+    content = path.read_bytes()
+    path.write_bytes(content[:-9])
+    problem = f"{path}: has {len(content) - 9} bytes, expected {len(content)}"
+    with pytest.raises(DataError, match=f"^{re.escape(problem)}. Run `dvc repro --force prepare`"):
+        shards.check(tmp_path, index)
+    path.unlink()
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: is missing. Run `dvc repro --force prepare`"):
+        shards.check(tmp_path, index)
