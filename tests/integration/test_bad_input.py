@@ -111,6 +111,12 @@ def test_bad_overrides_are_refused_before_anything_starts(fetched: Project, argu
     assert said in refuse(fetched, "resflow", "run", *arguments)
 
 
+def test_a_batch_that_leaves_batch_norm_one_value_is_one_error(project: Project) -> None:
+    project.edit(net__name="resnet18", train__batch_size=1)
+    error = refuse(project, "resflow", "stage", "train", by="train")
+    assert error.startswith("train: train.batch_size: a part of the batch is one image")
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 

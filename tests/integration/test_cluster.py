@@ -39,7 +39,7 @@ STOPS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 @pytest.fixture(scope="module")
 def cluster(home: Path) -> Iterator[dict[str, str]]:
-    """A head and a node with a CPU each; the environment of whoever joins."""
+    """A head and a node with a CPU each, and what Ray takes for a GPU; the environment of whoever joins."""
     (port,) = ports.find_free(1)
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets' paths must be short
     joining = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
@@ -48,7 +48,7 @@ def cluster(home: Path) -> Iterator[dict[str, str]]:
     environment.pop("PYTHONPATH")
     del environment["RAY_ADDRESS"]
     common = ("--block", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000")
-    head = ("--head", f"--port={port}", "--include-dashboard=false", *common)
+    head = ("--head", f"--port={port}", "--include-dashboard=false", "--num-gpus=1", *common)  # so it is told
     node = (f"--address=127.0.0.1:{port}", *common)
     nodes: list[subprocess.Popen[bytes]] = []
     try:
@@ -135,6 +135,7 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
             assert kept == f"step {newest(prepared)} is kept, to go on from"
             assert last == f"train: stopped by {number.name}; run it again to go on"
         assert "Traceback" not in said
+        assert "2 workers need a GPU each and Ray has 1: training on CPUs, as train.device auto has it" in said
     # groups of the drivers before it would have kept it from training
     assert left(prepared, cluster) == [], "actors or placement groups"
     last = prepared.run("resflow", "stage", "train", **cluster)
@@ -280,7 +281,7 @@ def test_who_waits_for_gpus_that_the_cluster_has_not_is_told(prepared: Project, 
     driver = start(prepared, cluster)
     try:
         assert driver.stdout
-        said = "2 workers need a GPU each and Ray has 0: waiting until nodes join. Ctrl-C ends it.\n"
+        said = "2 workers need a GPU each and Ray has 1: waiting until nodes join. Ctrl-C ends it.\n"
         assert said in iter(driver.stdout.readline, "")
         driver.send_signal(signal.SIGINT)
         driver.communicate(timeout=30)

@@ -205,7 +205,12 @@ def test_hosts_without_a_shared_disk_train_and_one_that_is_lost_and_comes_back_c
     assert cluster.project.digest() == alone.digest()
 
 
-def test_hosts_stream_images_from_the_store_and_end_in_the_bits_of_one_machine(cluster: Cluster) -> None:
+def test_hosts_with_room_for_all_workers_take_one_each_stream_from_the_store_and_end_in_the_bits_of_one_machine(
+    cluster: Cluster,
+) -> None:
+    for worker in cluster.workers:
+        cluster.leave(worker)
+        cluster.join(worker, f"--address={cluster.head.address}:{RAY_PORT}", "--num-cpus=2")
     streamed = Project(cluster.project.root.parent / "streamed", cluster.project.home)  # not seen by the workers
     shutil.copytree(cluster.project.root, streamed.root, ignore=shutil.ignore_patterns(".resflow", "models"))
     streamed.edit(train__epochs=2, train__num_workers=2)
@@ -214,6 +219,8 @@ def test_hosts_stream_images_from_the_store_and_end_in_the_bits_of_one_machine(c
     log = cluster.folder / "streaming.log"
     driver = cluster.train(streamed, log)
     try:
+        pids = [cluster.nodes[worker.name].pid for worker in cluster.workers]
+        wait_for(lambda: all(map(train_workers, pids)), driver, log, ended="before each host trained")
         assert driver.wait(timeout=180) == 0, log.read_text()
     finally:
         if driver.poll() is None:

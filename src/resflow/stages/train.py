@@ -106,7 +106,9 @@ def _run_name(root: Path, params: Params, given: Arrays) -> str:
     train = params.train.model_dump(exclude=indifferent)
     order = params.data.loader, params.data.shuffle_mib
     digest = hashlib.sha256(repr((torch.__version__, params.seed, params.net, train, order, given.key)).encode())
-    code = [Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("resflow.")]
+    # with `python -m resflow` the command's own module has another name
+    names = [name for name in sys.modules if name.startswith("resflow.") and name != "resflow.__main__"]
+    code = [Path(sys.modules[name].__file__ or "") for name in names]
     for path in (root / SHEET, *sorted(code)):
         digest.update(path.name.encode() + _digest(path).encode())
     return digest.hexdigest()[:16]

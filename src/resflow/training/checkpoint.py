@@ -119,10 +119,11 @@ class NeverStops:
 class Keeper:
     """Keeps a checkpoint every `steps` steps and every `seconds` seconds, 0 meaning never, and whenever told to.
 
-    Training goes on while one is written, in another thread. A checkpoint that comes while the one before it is still
-    being written waits for it; an error of writing is raised by the next call. As a context it closes at the end; what
-    ends it early is raised, and not what became of a checkpoint then, which is waited for only a moment. `say` is
-    told of a store that does not answer. Once `stop` is asked for, a last one is due.
+    Training goes on while one is written, in another thread: `seconds` count from when it is, so that a slow store
+    never holds training up. One that is due by `steps` waits for the one before it; an error of writing is raised by
+    the next call. As a context it closes at the end; what ends it early is raised, and not what became of a checkpoint
+    then, which is waited for only a moment. `say` is told of a store that does not answer. Once `stop` is asked for, a
+    last one is due.
     """
 
     def __init__(
@@ -160,8 +161,9 @@ class Keeper:
         return self._steps > 0 and step % self._steps == 0
 
     def due_by_time(self) -> bool:
-        """Whether `seconds` have passed since the last one, or the run is to end early."""
-        passed = self._seconds > 0 and time.monotonic() - self._last >= self._seconds
+        """Whether `seconds` have passed since the last one was written, or the run is to end early."""
+        free = self._writing is None or self._writing.done()
+        passed = self._seconds > 0 and free and time.monotonic() - self._last >= self._seconds
         return passed or self._stop.asked()
 
     def keep(self, state: State) -> None:
@@ -182,7 +184,6 @@ class Keeper:
 
     def _begin(self, state: State) -> None:
         self.wait()
-        self._last = time.monotonic()
         self._writing = self._pool.submit(self._write, state)
 
     def wait(self) -> None:
@@ -205,6 +206,7 @@ class Keeper:
         while True:
             try:
                 self._place(name, content)
+                self._last = time.monotonic()
                 return
             except StoreError as error:
                 # one that starts refuses keys for a moment, until it knows them
@@ -217,9 +219,9 @@ class Keeper:
 
     def _place(self, name: str, content: bytes) -> None:
         self._folder.write(name, content)
-        names = _newest_first(self._folder, self._device)
-        older = [other for other in names if other <= name]  # one ahead is damaged, else the run had gone on from it
-        for other in set(names) - set(older[:KEPT]):
+        # one ahead is damaged, or of a process that has taken this run over
+        older = [other for other in _newest_first(self._folder, self._device) if other <= name]
+        for other in older[KEPT:]:
             self._folder.delete(other)
 
 
@@ -230,7 +232,7 @@ def latest(folder: Folder, device: str) -> State | None:
 
 
 def latest_bytes(folder: Folder, device: str, say: Callable[[str], None] = tell) -> bytes | None:
-    """The newest checkpoint that is whole, as it lies there. `say` is told of damaged ones."""
+    """The newest checkpoint that is whole, as it lies there. `say` is told of those that are passed over."""
     for name in _newest_first(folder, device):
         try:
             content = folder.read(name)
@@ -241,6 +243,9 @@ def latest_bytes(folder: Folder, device: str, say: Callable[[str], None] = tell)
         if _is_whole(content):
             return content
         say(f"{folder}/{name} is damaged or of another version: the checkpoint before it is used")
+    if others := [name for name in folder.names() if name.endswith(SUFFIX) and not name.endswith(f".{device}{SUFFIX}")]:
+        problem = f"{folder}/{max(others)} is not gone on from, which was trained on another type of device"
+        say(f"{problem}: on {device} this run begins anew")
     return None
 
 

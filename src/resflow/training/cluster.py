@@ -9,12 +9,9 @@ imports Ray.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
-import socket
-import struct
 import sys
 import threading
 import time
@@ -309,6 +306,7 @@ def _scaling(train: Train, *, on_gpu: bool) -> Any:
         **options,
         use_gpu=on_gpu,
         resources_per_worker={"CPU": 1},
+        placement_strategy="PACK" if on_gpu else "SPREAD",  # GPUs of a host are linked, its cores are shared
     )
 
 
@@ -346,15 +344,13 @@ def _torch_config() -> Any:
 
 def _name_interface() -> None:
     """The interface of the node's address in Ray: gloo by itself takes that of the host's name, often loopback."""
+    import psutil
+
     address = _node()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode())
-            with suppress(OSError):  # an interface without an IPv4 address
-                answer = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR, linux/sockios.h
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-                    os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # without the sign, all that begin so
 
 
 def _node() -> str:
@@ -459,6 +455,11 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | ResflowEr
             raise  # it may be this worker's alone, for which the others would wait in vain
         except TrainingError as error:
             return error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            problem = f"a part of the batch is one image, of which a batch norm sees one value a channel ({error})"
+            return TrainingError("train.batch_size", problem, "Raise it, or lower num_workers, shards or accumulate")
         except (RuntimeError, MemoryError) as error:
             if not compute.is_out_of_memory(error):
                 raise
@@ -547,8 +548,11 @@ def _on_cluster_gpu(train: Train, address: str | None) -> bool:
     if address and train.device == "cuda":
         return True  # an autoscaling cluster may have none yet: the demand is what brings them
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    enough = 1 if train.device == "cuda" else train.workers[0]
-    return compute.on_gpu(train.device, resources.get("GPU", 0) >= enough)
+    enough, there = 1 if train.device == "cuda" else train.workers[0], int(resources.get("GPU", 0))
+    if train.device == "auto" and 0 < there < enough:
+        problem = f"{enough} workers need a GPU each and Ray has {there}: training on CPUs, as train.device auto has it"
+        print(f"{problem}. With cuda it waits for GPUs.", file=sys.stderr)
+    return compute.on_gpu(train.device, there >= enough)
 
 
 def _prepare_to_join() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from resflow.errors import SetupError
 from resflow.training import lines
 from resflow.training.live import Live
 from resflow.training.loop import Epoch
@@ -113,6 +114,7 @@ class Display:
         self._bar: Any = None
         self._epoch = 0
         self._said = 0.0
+        self._logs = True
 
     def show(self, event: Event | str) -> None:
         """Show where the run stands, or a line."""
@@ -127,7 +129,7 @@ class Display:
         if event.finished:
             self._remove_bar()
             self.say(self._line(event, _outcome(event.finished, event)))
-            self._live.show(event.history)
+            self._log(event.history)
         elif self._needs_lines() and time.perf_counter() - self._said >= self._line_seconds:
             self.say(self._line(event, figures, 100 * event.step // event.steps))
 
@@ -139,6 +141,14 @@ class Display:
             sys.stdout.flush()
         else:
             print(line, flush=True)
+
+    def _log(self, history: Sequence[Epoch]) -> None:
+        if self._logs:
+            try:
+                self._live.show(history)
+            except SetupError as error:  # no reason to end a training
+                self._logs = False
+                print(f"{error}. What comes now is not shown there.", file=sys.stderr)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from resflow.errors import ResflowError
 from resflow.training.display import Display, Event
 from resflow.training.stop import LEAVE_SECONDS
 
@@ -62,8 +60,6 @@ def joined(display: Display) -> Iterator[Post]:
                 display.show(event)
         except RayError:
             return  # this node or its head is lost, of which whoever waits for the result hears too
-        except ResflowError as error:
-            print(f"{error}. What comes now is not shown.", file=sys.stderr)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -106,9 +106,13 @@ def test_after_validation_the_last_step_of_an_epoch_is_a_newer_state(tmp_path: P
     assert len(again.history) == 1
 
 
-def test_a_checkpoint_of_another_type_of_device_is_neither_used_nor_removed(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_type_of_device_is_neither_used_nor_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keep(tmp_path, state(9), state(10), device="cuda")
     assert latest(tmp_path) is None, "a run begun on a GPU would go on on a CPU, to the bits of neither"
+    said = f"{tmp_path}/000000010-00000.cuda.pt is not gone on from, which was trained on another type of device"
+    assert capsys.readouterr().err == f"{said}: on cpu this run begins anew\n"
     keep(tmp_path, state(1), state(2), state(3))
     for device, step in (("cpu", 3), ("cuda", 10)):
         again = latest(tmp_path, device)
@@ -168,19 +172,23 @@ def test_where_all_are_damaged_the_run_begins_anew(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err.count("\n") == 2
 
 
-def test_damaged_checkpoints_make_way_for_those_of_the_run_that_began_before_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Counted among the last two, they would have each new one deleted until the run is past them."""
+def test_a_checkpoint_ahead_stays_until_the_run_is_past_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is damaged, and not to count among the last two, or of a process that took over a run that this one lost."""
     keep(tmp_path, state(100), state(200))
-    for path in files(tmp_path):
-        damage(path, "truncated")
-    keep(tmp_path, state(1), state(2))
-    assert len(files(tmp_path)) == 2
+    whole = latest(tmp_path)
+    keep(tmp_path, state(1), state(2), state(3))
     again = latest(tmp_path)
     assert again is not None
-    assert again.step == 2
-    assert capsys.readouterr().err == ""
+    assert whole is not None
+    assert again.step == whole.step == 200
+    for path in files(tmp_path)[-2:]:
+        damage(path, "truncated")
+    again = latest(tmp_path)
+    assert again is not None
+    assert again.step == 3
+    assert capsys.readouterr().err.count(" is damaged ") == 2
+    keep(tmp_path, state(201), state(202))
+    assert [path.name[:9] for path in files(tmp_path)] == ["000000201", "000000202"]
 
 
 def test_a_killed_write_leaves_the_checkpoint_before_and_is_overwritten(tmp_path: Path) -> None:
@@ -216,6 +224,7 @@ def test_an_interval_in_seconds_begins_anew_with_each_checkpoint(
         due.append(keeper.due_by_time())
         if due[-1]:
             keeper.keep(state(1))
+            keeper.wait()
     keeper.close()
     assert due == [False, True, False, True, False]
 
@@ -257,6 +266,23 @@ def test_training_goes_on_while_a_checkpoint_is_written(slow: SlowFolder) -> Non
     slow.let.set()
     keeper.wait()
     assert slow.written == 1
+    keeper.close()
+
+
+def test_an_interval_in_seconds_waits_for_no_store_and_begins_once_a_checkpoint_is_written(
+    slow: SlowFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    keeper = Keeper(slow, device="cpu", steps=0, seconds=10)
+    keeper.keep(state(1))
+    now[0] += 60
+    assert not keeper.due_by_time(), "it is still being written"
+    slow.let.set()
+    keeper.wait()
+    assert not keeper.due_by_time()
+    now[0] += 10
+    assert keeper.due_by_time()
     keeper.close()
 
 

@@ -121,6 +121,20 @@ def test_a_folder_that_is_lost_while_a_run_trains_costs_no_trained_network(tmp_p
     assert (tmp_path / "live").read_text() == "a file in its place"
 
 
+def test_a_run_that_cannot_be_shown_in_plots_trains_on_and_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "live").write_text("")
+    display = Display(settings(epochs=2), tmp_path / "live")
+    for epoch in (1, 2):
+        display.show(Event(epoch, 200, 200, 2.0, 0.0, 10_123.4, 4.0, tuple(history(epoch)), 3.21))
+    display.close()
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 2
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"{tmp_path}/live: cannot be written")
+
+
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
