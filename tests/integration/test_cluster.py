@@ -135,7 +135,9 @@ def test_a_driver_that_is_stopped_leaves_the_cluster_free_and_the_next_goes_on_t
             assert kept == f"step {newest(prepared)} is kept, to go on from"
             assert last == f"train: stopped by {number.name}; run it again to go on"
         assert "Traceback" not in said
-        assert "2 workers need a GPU each and Ray has 1: training on CPUs, as train.device auto has it" in said
+        assert (
+            "2 workers need a GPU each and Ray has 1: training on CPUs, as train.device auto has it. With cuda" in said
+        )
     # groups of the drivers before it would have kept it from training
     assert left(prepared, cluster) == [], "actors or placement groups"
     last = prepared.run("resflow", "stage", "train", **cluster)

@@ -82,7 +82,8 @@ class Cluster:
         wait_until_started(self.nodes[host.name], log)
 
     def leave(self, host: Host) -> None:
-        end(self.nodes.pop(host.name))
+        if process := self.nodes.pop(host.name, None):
+            end(process)
 
     @contextmanager
     def paused(self, host: Host) -> Iterator[None]:

@@ -339,7 +339,7 @@ def test_a_schedule_without_a_server_says_how_to_start_one(released: Project) ->
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_gate_is_one_line_and_releases_nothing(deployed: Project, server: str) -> None:
+def test_a_failed_gate_and_a_failed_stage_are_one_line_and_release_nothing(deployed: Project, server: str) -> None:
     tags, published = deployed.git("tag"), bundles(deployed)
     done = deployed.run("resflow", "run", "-S", "gate.max_ece=0.0", code=1)
     assert done.err.count("\n") == 1
@@ -347,6 +347,12 @@ def test_a_failed_gate_is_one_line_and_releases_nothing(deployed: Project, serve
     assert "Running stage" not in done.out, "a limit of the gate is no reason to train again"
     assert "Nothing was registered" in done.err
     assert done.out.splitlines()[-1].startswith("The store stays up"), "it was started for a release"
+    failed = latest_run(server)
+    assert failed["state_type"] == "FAILED"
+
+    done = deployed.run("resflow", "run", "-S", "prepare.classes=['0', '1']", code=1)
+    assert done.err.startswith("error: prepare: ")
+    assert latest_run(server)["id"] != failed["id"]
     assert latest_run(server)["state_type"] == "FAILED"
     assert (deployed.git("tag"), bundles(deployed)) == (tags, published)
 

@@ -119,9 +119,9 @@ class NeverStops:
 class Keeper:
     """Keeps a checkpoint every `steps` steps and every `seconds` seconds, 0 meaning never, and whenever told to.
 
-    Training goes on while one is written, in another thread: `seconds` count from when it is, so that a slow store
-    never holds training up. One that is due by `steps` waits for the one before it; an error of writing is raised by
-    the next call. As a context it closes at the end; what ends it early is raised, and not what became of a checkpoint
+    Training goes on while one is written, in another thread, and `seconds` count from when it is: one that is due by
+    them never waits for a slow store. Any other waits for the one before it; an error of writing is raised by the next
+    call. As a context it closes at the end; what ends it early is raised, and not what became of a checkpoint
     then, which is waited for only a moment. `say` is told of a store that does not answer. Once `stop` is asked for, a
     last one is due.
     """
@@ -219,7 +219,8 @@ class Keeper:
 
     def _place(self, name: str, content: bytes) -> None:
         self._folder.write(name, content)
-        # one ahead is damaged, or of a process that has taken this run over
+        # One ahead is damaged, or of a process that has taken this run over. The former counts once it is passed, until
+        # the next is written.
         older = [other for other in _newest_first(self._folder, self._device) if other <= name]
         for other in older[KEPT:]:
             self._folder.delete(other)

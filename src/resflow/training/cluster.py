@@ -551,7 +551,7 @@ def _on_cluster_gpu(train: Train, address: str | None) -> bool:
     enough, there = 1 if train.device == "cuda" else train.workers[0], int(resources.get("GPU", 0))
     if train.device == "auto" and 0 < there < enough:
         problem = f"{enough} workers need a GPU each and Ray has {there}: training on CPUs, as train.device auto has it"
-        print(f"{problem}. With cuda it waits for GPUs.", file=sys.stderr)
+        print(f"{problem}.{' With cuda it waits for GPUs.' if address else ''}", file=sys.stderr)
     return compute.on_gpu(train.device, there >= enough)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -148,7 +149,8 @@ class Display:
                 self._live.show(history)
             except SetupError as error:  # no reason to end a training
                 self._logs = False
-                print(f"{error}. What comes now is not shown there.", file=sys.stderr)
+                with suppress(OSError):  # as full as that disk
+                    print(f"{error}. What comes now is not shown there.", file=sys.stderr)
 
     def close(self) -> None:
         """Take the bar away."""
