@@ -208,12 +208,13 @@ def test_sigterm_while_a_local_ray_starts_is_told_and_a_folder_that_the_only_wor
     prepared: Project, cluster: dict[str, str]
 ) -> None:
     """The driver has a disk of its own where the project keeps checkpoints, and the worker an earlier start's file."""
+    prepared.edit(train__device="cpu")  # else the one worker would take what is no GPU
     stopped = stopped_while_ray_starts(prepared)
     assert stopped == (STOPS[signal.SIGTERM], "train: stopped by SIGTERM; run it again to go on")
     prepared.edit(train__num_workers=1)  # with shards it is the same run
     own = f"mount -t tmpfs none {prepared.root}/.resflow && exec resflow stage train"
     last = prepared.run(*in_own_mounts(own), code=1, **cluster).err.splitlines()[-1]
-    prepared.edit(train__num_workers=2)
+    prepared.edit(train__num_workers=2, train__device="auto")
     name = re.match(rf"train: {prepared.root}/\.resflow/runs/(\w+): ", last)
     assert name
     assert [*(prepared.root / ".resflow/runs" / name[1]).glob("run-*")], "the worker sees nothing of its own"
