@@ -352,6 +352,8 @@ def test_a_failed_gate_and_a_failed_stage_are_one_line_and_release_nothing(deplo
 
     done = deployed.run("resflow", "run", "-S", "prepare.classes=['0', '1']", code=1)
     assert done.err.startswith("error: prepare: ")
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.out
     assert latest_run(server)["id"] != failed["id"]
     assert latest_run(server)["state_type"] == "FAILED"
     assert (deployed.git("tag"), bundles(deployed)) == (tags, published)

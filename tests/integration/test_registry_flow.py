@@ -242,7 +242,7 @@ def test_only_a_release_tells_dvc_of_the_store(tmp_path: Path, monkeypatch: pyte
 def test_a_parameter_that_is_edited_after_a_stage_has_run_is_in_no_version(copied: Project) -> None:
     tags = copied.git("for-each-ref", "refs/tags")
     copied.edit(train__lr=0.05)  # as a user does who prepares the next experiment while this one runs
-    with pytest.raises(RegistryError, match=r"^params\.yaml: train\.?\w*: was edited after a stage had run"):
+    with pytest.raises(RegistryError, match=r"^params\.yaml: train: was edited after a stage had run"):
         release.what_ran(copied.root)
     assert copied.git("for-each-ref", "refs/tags") == tags
 

@@ -221,7 +221,7 @@ class Keeper:
         self._folder.write(name, content)
         # One ahead is damaged, or of a process that has taken this run over. The former counts once it is passed, until
         # the next is written.
-        older = [other for other in _newest_first(self._folder, self._device) if other <= name]
+        older = [other for other in _newest_first(self._folder.names(), self._device) if other <= name]
         for other in older[KEPT:]:
             self._folder.delete(other)
 
@@ -234,7 +234,8 @@ def latest(folder: Folder, device: str) -> State | None:
 
 def latest_bytes(folder: Folder, device: str, say: Callable[[str], None] = tell) -> bytes | None:
     """The newest checkpoint that is whole, as it lies there. `say` is told of those that are passed over."""
-    for name in _newest_first(folder, device):
+    names = folder.names()
+    for name in _newest_first(names, device):
         try:
             content = folder.read(name)
         except FileNotFoundError:
@@ -244,7 +245,7 @@ def latest_bytes(folder: Folder, device: str, say: Callable[[str], None] = tell)
         if _is_whole(content):
             return content
         say(f"{folder}/{name} is damaged or of another version: the checkpoint before it is used")
-    if others := [name for name in folder.names() if name.endswith(SUFFIX) and not name.endswith(f".{device}{SUFFIX}")]:
+    if others := [name for name in names if name.endswith(SUFFIX) and not name.endswith(f".{device}{SUFFIX}")]:
         problem = f"{folder}/{max(others)} is not gone on from, which was trained on another type of device"
         say(f"{problem}: on {device} this run begins anew")
     return None
@@ -274,5 +275,5 @@ def _name(state: State, device: str) -> str:
     return f"{state.step:09d}-{len(state.history):05d}.{device}{SUFFIX}"
 
 
-def _newest_first(folder: Folder, device: str) -> list[str]:
-    return sorted((name for name in folder.names() if name.endswith(f".{device}{SUFFIX}")), reverse=True)
+def _newest_first(names: list[str], device: str) -> list[str]:
+    return sorted((name for name in names if name.endswith(f".{device}{SUFFIX}")), reverse=True)

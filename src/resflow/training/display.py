@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from resflow.errors import SetupError
 from resflow.training import lines
+from resflow.training.checkpoint import tell
 from resflow.training.live import Live
 from resflow.training.loop import Epoch
 
@@ -149,8 +149,7 @@ class Display:
                 self._live.show(history)
             except SetupError as error:  # no reason to end a training
                 self._logs = False
-                with suppress(OSError):  # as full as that disk
-                    print(f"{error}. What comes now is not shown there.", file=sys.stderr)
+                tell(f"{error}. What comes now is not shown there.")
 
     def close(self) -> None:
         """Take the bar away."""
