@@ -22,7 +22,7 @@ from resflow.training.loop import Epoch
 if TYPE_CHECKING:
     from resflow.params import Train
 
-__all__ = ["Display", "Event", "Meter", "Timing"]
+__all__ = ["INTERVAL", "Display", "Event", "Meter", "Timing"]
 
 BAR = "{l_bar}{bar}| "
 """The left of tqdm's. Its own figures on the right are steps, of which nobody asks, and leave no room for ours."""
@@ -165,7 +165,7 @@ class Display:
     def _left(self, event: Event) -> list[str]:
         """Of the run."""
         steps = (self._train.epochs - event.epoch + 1) * event.steps - event.step
-        return [f"{_clock(steps / event.steps_per_second)} left"] if steps else []
+        return [f"{_clock(steps / event.steps_per_second)} left"] if steps and event.steps_per_second else []
 
     def _new_bar(self, event: Event) -> Any:
         from tqdm import tqdm
@@ -193,7 +193,8 @@ class Display:
 def _outcome(epoch: Epoch, event: Event) -> list[str]:
     validated = f"validation accuracy {epoch.validation_accuracy:.2%}"
     loss, rate = f"loss {epoch.train_loss:.4f}", f"lr {epoch.learning_rate:.3g}"
-    return [loss, validated, rate, f"{event.seconds:.1f} s", _rate(event)]
+    rates = [_rate(event)] if event.images_per_second else []  # none where a run went on within the validation
+    return [loss, validated, rate, f"{event.seconds:.1f} s", *rates]
 
 
 def _rate(event: Event) -> str:

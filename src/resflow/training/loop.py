@@ -10,6 +10,7 @@ by one worker or many, is `gradients`; the learning rate and the optimiser are `
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,10 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Epoch", "Keeper", "State", "prepare_torch", "train"]
 
-AGREE_STEPS = 10
-"""Several workers ask this often whether it is time for a checkpoint: asking is a message between them."""
-CHECK_STEPS = 50
-"""Whether the loss is still a number is looked at this often: looking makes a GPU wait."""
+MEETING_SECONDS = 0.5
+"""So often it is asked whether it is time for a checkpoint, and whether the loss is still a number: asking is a message
+between workers, and looking makes a GPU wait."""
 VALIDATION_BATCH, VALIDATION_PIXELS = 1000, 1000 * 64 * 64
 """Images a forward pass, and the most pixels that they may have; fixed, since bits depend on it."""
 
@@ -146,8 +146,9 @@ def train(
         training, train, mean=card.mean, std=card.std, classes=len(card.classes), seed=seed, device=device
     )  # fmt: skip
     steps = _steps(batches, train)
+    total = train.epochs * steps
     attacks = train.adversarial.epsilon > 0
-    adversary = Adversary(card, train, seed=seed, total=train.epochs * steps) if attacks else None
+    adversary = Adversary(card, train, seed=seed, total=total) if attacks else None
     step, history, best, kept = state.step, list(state.history), state.best, state.step
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     if state.sums is not None:
@@ -165,21 +166,40 @@ def train(
             optimizer=_copied(optimizer.state_dict()),
         )
 
+    def keep(rows: Tensor) -> None:
+        nonlocal kept
+        kept = step
+        if rank == 0:
+            keeper.keep(now(rows))
+
+    def keep_if_due(meetings: _Meetings, rows: Tensor) -> None:
+        if meetings.is_now() and meetings.is_due():
+            keep(rows)
+
+    def rate() -> float:
+        """The learning rate of the last step."""
+        return optimizers.learning_rate(train, step - 1, total)
+
+    def check(what: str, value: float) -> None:
+        if not math.isfinite(value):
+            good = f"the last good checkpoint is that of step {kept}" if kept else "no checkpoint was kept before"
+            problem = f"{what} is {value} after step {step} at lr {rate():.4g}; {good}"
+            raise TrainingError("train", problem, "Lower train.lr")
+
     def whole() -> Tensor:
-        """The sums of all workers, once it is seen that all there is to keep is made of numbers."""
+        """The sums of all workers, once all there is to keep is alike on all, and seen to be made of numbers."""
         rows = compute.gather(sums)
         compute.align([net, average] if average else [net])
-        _check("the loss", rows[:, 0].sum().item(), step, rate, kept)
-        _check("the norm of the state", _norm(net, average, optimizer), step, rate, kept)
+        check("the loss", rows[:, 0].sum().item())
+        check("the norm of the state", _norm(net, average, optimizer))
         return rows
 
     while len(history) < train.epochs:
         net.train()
-        epoch = len(history)
+        epoch, meetings = len(history), _Meetings(keeper, rank, world)
         for position in range(step - epoch * steps, steps):
-            rate = optimizers.learning_rate(train, step, train.epochs * steps)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = optimizers.learning_rate(train, step, total)
             get = partial(batches.get, epoch, position)
             sums += compute.run(adversary.against(net, get, step) if adversary else get, step)
             if train.clip_norm:
@@ -190,18 +210,18 @@ def train(
             step += 1
             on_step(step, sums)
             # Here all workers are at the same step: the only place where they may meet for anything but gradients.
-            is_due = position + 1 < steps and _is_due(keeper, step, rank, world)
-            if is_due or step % CHECK_STEPS == 0:
-                rows = whole()
-                if is_due:
-                    kept = step
-                    if rank == 0:
-                        keeper.keep(now(rows))
+            is_due = keeper.due_by_steps(step)
+            if meetings.is_now():
+                check("the loss", compute.gather(sums)[:, 0].sum().item())
+                is_due |= meetings.is_due()
+            if is_due and position + 1 < steps:  # after the last one `rest` asks anew, and then an epoch is kept anyway
+                keep(whole())
         rows = whole()
         weights = average.module if average else net
-        measured = _validate(weights, validation, card, train, device, rank, world, adversary)
-        _check("the validation loss", measured[0], step, rate, kept)
-        history.append(_epoch(epoch, rate, rows.sum(0), measured))
+        rest = partial(keep_if_due, _Meetings(keeper, rank, world), rows)
+        measured = _validate(weights, validation, card, train, device, rank, world, adversary, rest)
+        check("the validation loss", measured[0])
+        history.append(_epoch(epoch, rate(), rows.sum(0), measured))
         if max(history, key=lambda one: one.validation_accuracy) is history[-1]:
             best = _copied(weights.state_dict())
         sums = torch.zeros_like(sums)
@@ -239,16 +259,32 @@ def _copied(tree: Any) -> Any:
     return [_copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def _is_due(keeper: Keeper, step: int, rank: int, world: int) -> bool:
-    if keeper.due_by_steps(step):
-        return True
-    if world == 1:
-        return keeper.due_by_time()
-    if step % AGREE_STEPS:
-        return False
-    answer = torch.tensor([rank == 0 and keeper.due_by_time()], dtype=torch.uint8, device=_meeting_device())
-    dist.broadcast(answer, 0)
-    return bool(answer.item())
+class _Meetings:
+    """When workers meet, asked once a step or batch: the same for all, by the first one's clock and keeper."""
+
+    def __init__(self, keeper: Keeper, rank: int, world: int) -> None:
+        self._keeper, self._rank, self._world = keeper, rank, world
+        self._every = self._left = 1
+        self._last = time.monotonic()
+
+    def is_now(self) -> bool:
+        """Whether it is time for one."""
+        self._left -= 1
+        return self._left == 0
+
+    def is_due(self) -> bool:
+        """Meet: whether a checkpoint is due by time. The next meeting is `MEETING_SECONDS` later, as steps took."""
+        seconds, self._last = time.monotonic() - self._last, time.monotonic()
+        fitting = int(self._every * MEETING_SECONDS / max(seconds, 1e-9))
+        # the first step may take longest, and what comes later too
+        answer = [self._rank == 0 and self._keeper.due_by_time(), max(1, min(fitting, 2 * self._every))]
+        if self._world > 1:
+            message = torch.tensor(answer, device=_meeting_device())
+            dist.broadcast(message, 0)
+            answer = message.tolist()
+        is_due, self._every = answer
+        self._left = self._every
+        return bool(is_due)
 
 
 def _meeting_device() -> str:
@@ -260,12 +296,6 @@ def _norm(net: nn.Module, average: AveragedModel | None, optimizer: torch.optim.
     states = [net.state_dict(), average.state_dict() if average else {}, *optimizer.state_dict()["state"].values()]
     values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     return nn.utils.get_total_norm([value for value in values if value.is_floating_point()]).item()
-
-
-def _check(what: str, value: float, step: int, rate: float, kept: int) -> None:
-    if not math.isfinite(value):
-        good = f"the last good checkpoint is that of step {kept}" if kept else "no checkpoint was kept before"
-        raise TrainingError("train", f"{what} is {value} after step {step} at lr {rate:.4g}; {good}", "Lower train.lr")
 
 
 def _epoch(epoch: int, rate: float, sums: Tensor, validation: tuple[float, float]) -> Epoch:
@@ -280,7 +310,6 @@ def _epoch(epoch: int, rate: float, sums: Tensor, validation: tuple[float, float
     )
 
 
-@torch.inference_mode()
 def _validate(
     net: nn.Module,
     split: Split,
@@ -290,25 +319,45 @@ def _validate(
     rank: int,
     world: int,
     adversary: Adversary | None,
+    rest: Callable[[], None],
 ) -> tuple[float, float]:
-    """Mean loss and accuracy, the same for any number of workers: each takes whole batches, summed in their order."""
+    """Mean loss and accuracy, the same for any number of workers: each takes whole batches, summed in their order.
+
+    `rest` is called after each, as often by each worker.
+    """
     net.eval()
     _, height, width, _ = split.images.shape
     count = max(1, min(VALIDATION_BATCH, VALIDATION_PIXELS // (height * width)))
     starts = range(0, len(split.labels), count)
     rows = torch.zeros(len(starts), 3, dtype=torch.float64, device=device)
-    for number in range(rank, len(starts), world):
-        part = slice(starts[number], starts[number] + count)
-        inputs = to_input(split.images[part], card.mean, card.std, device)
-        truth = torch.from_numpy(split.labels[part].astype(np.int64)).to(device)
-        if adversary:
-            inputs = adversary.validate(net, inputs, truth, number)
-        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-            logits = net(inputs)
-        loss = F.cross_entropy(logits.float(), truth, reduction="none").double().sum()
-        correct = (logits.argmax(1) == truth).double().sum()
-        rows[number] = torch.stack([loss, correct, torch.full_like(loss, len(truth))])
+    for first in range(0, len(starts), world):
+        if (number := first + rank) < len(starts):
+            part = slice(starts[number], starts[number] + count)
+            rows[number] = _figures(net, split, part, card, train, device, adversary)
+        rest()
     if world > 1:
         dist.all_reduce(rows)  # exact: all but one add zeros
     loss_sum, correct_sum, count = rows.sum(0).tolist()
     return loss_sum / count, correct_sum / count
+
+
+@torch.inference_mode()
+def _figures(
+    net: nn.Module,
+    split: Split,
+    part: slice,
+    card: ModelCard,
+    train: Train,
+    device: torch.device,
+    adversary: Adversary | None,
+) -> Tensor:
+    """Of a batch: the sum of losses, correct answers and images, float64 (3,)."""
+    inputs = to_input(split.images[part], card.mean, card.std, device)
+    truth = torch.from_numpy(split.labels[part].astype(np.int64)).to(device)
+    if adversary:
+        inputs = adversary.validate(net, inputs, truth, part.start // (part.stop - part.start))
+    with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+        logits = net(inputs)
+    loss = F.cross_entropy(logits.float(), truth, reduction="none").double().sum()
+    correct = (logits.argmax(1) == truth).double().sum()
+    return torch.stack([loss, correct, torch.full_like(loss, len(truth))])

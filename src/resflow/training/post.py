@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from resflow.training.display import Display, Event
+from resflow.training.display import INTERVAL, Display, Event
 from resflow.training.stop import LEAVE_SECONDS
 
 __all__ = ["Post", "joined"]
@@ -23,17 +23,22 @@ class Post:
     """
 
     def __init__(self, box: Any) -> None:
-        self._box, self._asked = box, False
+        self._box, self._asked, self._last = box, False, 0.0
 
     def show(self, event: Event | str) -> None:
         """Have it shown. Pickled, so that the box's process need not import what it is made of."""
-        import ray
-
-        self._asked = ray.get(self._box.put.remote(pickle.dumps(event)))
+        self._hear(self._box.put.remote(pickle.dumps(event)))
 
     def asked(self) -> bool:
-        """Whether the driver had been told to end when the last event was shown, of which there are two a second."""
+        """Whether the driver has been told to end, of which it is asked twice a second at most."""
+        if time.monotonic() - self._last >= INTERVAL:
+            self._hear(self._box.is_asked.remote())
         return self._asked
+
+    def _hear(self, answer: Any) -> None:
+        import ray
+
+        self._asked, self._last = ray.get(answer), time.monotonic()
 
     def kept(self) -> NoReturn:
         """Let the driver end, and with it this worker."""
@@ -89,6 +94,9 @@ def _box() -> Any:
         async def put(self, event: bytes) -> bool:
             self.trains = True
             await self.events.put(event)
+            return self.asked
+
+        async def is_asked(self) -> bool:
             return self.asked
 
         async def get(self) -> bytes:

@@ -87,6 +87,13 @@ class Every:
         self.states.append(state)
 
 
+class Always(Every):
+    """Keeps a state whenever it is asked, which is after each step and each batch of validation that there is time."""
+
+    def due_by_time(self) -> bool:
+        return True
+
+
 def run(
     train: Train,
     *,

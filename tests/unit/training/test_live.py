@@ -250,6 +250,18 @@ def test_by_default_short_epochs_are_a_line_each(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == wanted
 
 
+def test_an_epoch_of_which_only_validation_was_left_has_no_speed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Event] = []
+    Meter(200, 16, 200, told.append).epoch(history(1))
+    display = Display(settings(), tmp_path)
+    display.show(told[0])
+    display.close()
+    wanted = "epoch 1/3  loss 2.0000  validation accuracy -100.00%  lr 0.1  0.0 s\n"
+    assert capsys.readouterr().out == wanted
+
+
 def test_hours_are_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(settings(epochs=300), tmp_path, line_seconds=0.0)
     display.show(within(1, 101))

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 from resflow.data.arrays import Split
 from resflow.errors import SetupError, TrainingError
 from resflow.nets import Structure, altered
+from resflow.training import loop
 from resflow.training.loop import State
 from tests.unit.training.small import (
     SETTINGS,
     STEPS,
     TRAINING,
     VALIDATION,
+    Always,
     Every,
     accuracy,
     differences,
@@ -69,6 +72,20 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_bits_of_everything(rec
         assert differences(run(train, state=copy.deepcopy(stopped), keeper=again), whole) == []
         for one, other in zip(again.states, keeper.states[number + 1 :], strict=True):
             assert differences(one, other) == []
+
+
+@pytest.mark.parametrize("recipe", ["average", "bfloat16", "adversarial", "shards"])
+def test_a_run_stopped_within_a_validation_goes_on_to_the_same_bits_of_everything(
+    monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    monkeypatch.setattr(loop, "MEETING_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "VALIDATION_BATCH", 8)
+    keeper, train = Always(), settings(**RECIPES[recipe])
+    whole = run(train, keeper=keeper)
+    within = [state for state in keeper.states if state.step == (len(state.history) + 1) * STEPS]
+    assert len(within) == train.epochs * 3, "of each batch of validation"
+    for stopped in within:
+        assert differences(run(train, state=copy.deepcopy(stopped)), whole) == []
 
 
 @pytest.mark.parametrize("shards", [0, 2])
@@ -122,21 +139,42 @@ def test_a_finished_run_that_is_started_again_does_nothing_and_gives_its_state_b
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_a_state_is_kept_when_it_is_due_and_after_each_epoch() -> None:
+def test_a_state_is_kept_when_it_is_due_and_after_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sometimes(Every):
         def due_by_steps(self, step: int) -> bool:
             return step % 3 == 0
 
         def due_by_time(self) -> bool:
             asked.append(True)
-            return len(asked) == 3
+            return len(asked) in (4, 6, 10)
 
+    monkeypatch.setattr(loop, "MEETING_SECONDS", 0.0)
     asked: list[bool] = []
     keeper = Sometimes()
     run(settings(), keeper=keeper)
     places = [(state.step, len(state.history)) for state in keeper.states]
-    # asked for the time after steps 1, 2 and 5; a step that ends an epoch is kept once, validated
-    assert places == [(3, 0), (4, 1), (5, 1), (6, 1), (8, 2), (9, 2), (12, 3)]
+    # asked after each step and after validation's only batch; the last step of an epoch is not kept before that
+    assert places == [(3, 0), (4, 1), (5, 1), (6, 1), (8, 1), (8, 2), (9, 2), (12, 3)]
+    assert len(asked) == 3 * (STEPS + 1)
+
+
+@pytest.mark.parametrize(("seconds", "after"), [(1e-3, [1, 2, 3, 4]), (1e6, [1, 3])])
+def test_it_is_asked_after_each_slow_step_and_after_fewer_and_fewer_fast_ones(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, after: list[int]
+) -> None:
+    class Asked(Every):
+        def due_by_time(self) -> bool:
+            steps.append(len(done))
+            return False
+
+    def on_step(step: int, sums: Tensor) -> None:
+        done.append(step)
+        time.sleep(2e-3)
+
+    monkeypatch.setattr(loop, "MEETING_SECONDS", seconds)
+    steps, done = list[int](), list[int]()
+    run(settings(epochs=1), keeper=Asked(), on_step=on_step)
+    assert steps == [*after, STEPS]  # and once within validation
 
 
 def test_each_step_is_told_with_the_sums_since_the_epoch_began() -> None:
@@ -335,6 +373,12 @@ def test_divergence_is_an_error_that_names_step_learning_rate_and_the_last_good_
     with pytest.raises(TrainingError, match=f"train: the .* {said}") as raised:
         run(settings(lr=1e30, schedule="constant"), state=good)
     assert not raised.value.retryable
+
+
+def test_divergence_is_seen_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "MEETING_SECONDS", 0.0)
+    with pytest.raises(TrainingError, match=r"after step [23] at lr 1e\+30"):
+        run(settings(lr=1e30, schedule="constant"))
 
 
 def test_divergence_before_any_checkpoint_says_that_there_is_none() -> None:

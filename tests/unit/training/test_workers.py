@@ -36,6 +36,13 @@ PLAYS = [
     Play(name="shared", changes=SHARED, world=[(2, END)]),
     Play(name="shared, gone on", changes=SHARED, world=[(2, END)], after=("shared", HALT)),
     Play(name="shared, stopped and gone on", changes=SHARED, world=[(2, 3), (2, END)]),
+    Play(name="shared, kept in validation", changes=SHARED, world=[(2, END)], always=True),
+    Play(
+        name="shared, gone on in validation",
+        changes=SHARED,
+        world=[(2, END)],
+        after=("shared, kept in validation", STEPS),
+    ),
     Play(name="shared by three", changes=SHARED, world=[(3, END)]),
     Play(name="shared by three, stopped and gone on", changes=SHARED, world=[(3, 3), (3, END)]),
     *(
@@ -97,7 +104,15 @@ def test_batch_norm_counts_a_step_once_for_any_number_of_shards_a_worker(played:
 # --- without ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["shared, gone on", "shared, stopped and gone on"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shared, gone on",
+        "shared, stopped and gone on",
+        "shared, kept in validation",
+        "shared, gone on in validation",
+    ],
+)
 def test_workers_without_shards_give_the_same_bits_also_when_they_were_stopped(
     played: dict[str, Played], name: str
 ) -> None:

@@ -17,8 +17,9 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from resflow.nets import Structure
+from resflow.training import loop
 from resflow.training.loop import State
-from tests.unit.training.small import Every, run, settings, split
+from tests.unit.training.small import Always, Every, run, settings, split
 
 MOST = 4
 VALIDATION = split(1100, 1)
@@ -36,6 +37,8 @@ class Play:
     structure: str | Structure = "resnet8_avg"
     after: tuple[str, int] | None = None
     """Go on from the state that another one kept after this step."""
+    always: bool = False
+    """Keep one also after each batch of validation."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Played:
     """What became of it."""
 
     states: list[State]
-    """All that were kept, of each step and after validation."""
+    """All that were kept, of each step, maybe within validation, and after it."""
     last: list[State]
     """The last one of each worker."""
     schedulers: dict[str, int]
@@ -95,7 +98,8 @@ def _train(rank: int, world: int, one: Play, state: State | None, until: int | N
         if until is not None and step > until:
             raise Stopped  # what was kept after `until` is all that is left
 
-    keeper = Every()
+    keeper = Always() if one.always else Every()
+    loop.MEETING_SECONDS = 0.0 if one.always else 0.5
     if number:
         keeper.states = _load(place / "kept")
     if world > 1:
