@@ -41,15 +41,15 @@ MENDS = {
 }
 
 
-def write_together(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
-    """Write all of `files`, each by its function, or none. Raises `SetupError`."""
+def write_together(files: Mapping[Path, bytes | Callable[[BinaryIO], object]]) -> None:
+    """Write all of `files`, each its bytes or by its function, or none. Raises `SetupError`."""
     with ExitStack() as stack:
-        for path, write in files.items():
+        for path, content in files.items():
             with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove, partial(path))
                 with partial(path).open("wb") as file:
-                    write(file)
+                    file.write(content) if isinstance(content, bytes) else content(file)
         for path in files:  # renaming takes no space: whoever came this far gets through
             with explained(path):
                 os.replace(partial(path), path)  # noqa: PTH105
@@ -57,7 +57,7 @@ def write_together(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write one file. Raises `SetupError`."""
-    write_together({path: lambda file: file.write(content)})
+    write_together({path: content})
 
 
 def json_bytes(value: object) -> bytes:

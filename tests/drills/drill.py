@@ -1,8 +1,9 @@
 """Kill a training run at a random moment, once or twice, run the same command again, and compare with a run left alone.
 
-    undisturbed = outputs(project)             # after `run` without a kill
-    outcome = drill(project, KINDS["dvc"], seed=3)
-    assert outcome.outputs == undisturbed
+    seconds = undisturbed(project, KINDS["dvc"])
+    wanted = outputs(project)
+    outcome = drill(project, KINDS["dvc"], seed=3, seconds=seconds)
+    assert outcome.outputs == wanted
 
 The pytest module beside this one runs a few, `python -m tests.drills` as many as one likes.
 """
@@ -64,11 +65,27 @@ class Outcome:
     outputs: Mapping[str, str]
 
 
-def drill(project: Project, kind: Kind, seed: int) -> Outcome:
-    """Kill once or twice at moments that `seed` decides, from the first step of training to the last, then finish."""
-    draw = random.Random(f"{kind.what} {seed}")
-    # a change of what changes no bit makes DVC run the stage again
+def undisturbed(project: Project, kind: Kind) -> float:
+    """Let the command train without a kill; how many seconds it takes."""
+    _renew(project, kind, random.Random(f"{kind.what} undisturbed"))
+    began = time.monotonic()
+    project.run(*kind.command, timeout=START_SECONDS, OMP_WAIT_POLICY="PASSIVE")
+    return time.monotonic() - began
+
+
+def _renew(project: Project, kind: Kind, draw: random.Random) -> None:
+    """A change of what changes no bit makes DVC run the stage again."""
     project.edit(train__num_workers=kind.workers, train__max_failures=100 + draw.randrange(10**6))
+
+
+def drill(project: Project, kind: Kind, seed: int, seconds: float | None = None) -> Outcome:
+    """Kill once or twice at moments that `seed` decides, then finish.
+
+    They are at a step of training, from the first to the last; where `seconds` are given, which the command takes, at
+    any time from its start to its end.
+    """
+    draw = random.Random(f"{kind.what} {seed}")
+    _renew(project, kind, draw)
     steps: list[int] = []
     attempts = draw.choice((1, 2))
     for _ in range(attempts):
@@ -85,8 +102,12 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
                 text=True,
             )
         try:
-            least = min(steps[-1], last_step() - 1) if steps else 0
-            if not wait_until_step(project, process, draw.randrange(least, last_step())):
+            if seconds:
+                is_there = wait(process, draw.random() * seconds)
+            else:
+                least = min(steps[-1], last_step() - 1) if steps else 0
+                is_there = wait_until_step(project, process, draw.randrange(least, last_step()))
+            if not is_there:
                 break  # it was faster than this look at it
             servers = [pid for pid in descendants(process.pid) if b"flows.temporary" in command_line(pid)]
             step, victims = newest(project), kind.victims(process)
@@ -104,8 +125,9 @@ def drill(project: Project, kind: Kind, seed: int) -> Outcome:
         assert not alive, f"these outlive what started them: {alive}"
     if not kind.survives:
         done = project.run(*kind.command, timeout=2 * START_SECONDS, OMP_WAIT_POLICY="PASSIVE")
-        # after a run that was not hit there is nothing to go on from
-        assert len(steps) < attempts or "going on from step" in done.out, "it began anew"
+        # after a run that was not hit, or hit before its first checkpoint, there is nothing to go on from
+        kept = len(steps) == attempts and steps[-1]
+        assert not kept or "going on from step" in done.out, "it began anew"
     return Outcome(len(steps), tuple(steps), outputs(project))
 
 
@@ -134,6 +156,13 @@ def wait_until_step(project: Project, process: subprocess.Popen[str], step: int)
             return False
         assert time.monotonic() < deadline, "training does not go on"
         time.sleep(0.005)
+    return process.poll() is None
+
+
+def wait(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Whether it is still there then."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
     return process.poll() is None
 
 

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from operator import methodcaller
 from pathlib import Path
 
 from resflow.files import csv_bytes, json_bytes, write_together
@@ -40,7 +39,7 @@ def run(root: Path, params: Params) -> None:
         PLOTS / "analyze/structures.csv": csv_bytes(*tables.structures(report)),
         **_measured(root, report, name, started),
     }
-    write_together({root / path: methodcaller("write", content) for path, content in outputs.items()})
+    write_together({root / path: content for path, content in outputs.items()})
     print(f"{name}: {size.parameters:,} parameters, {size.macs / 1e6:,.2f} million multiply-accumulates", flush=True)
 
 

@@ -7,7 +7,6 @@ timings/evaluate.json, which is not. How the figures are defined is `resflow.eva
 from __future__ import annotations
 
 import time
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def run(root: Path, params: Params) -> None:
     report = _report(logits, test, card, params.evaluate)
     outputs = {root / METRICS / "evaluate.json": json_bytes(report)}
     outputs |= {root / PLOTS / "evaluate" / name: drawn for name, drawn in _plots(logits, test, card, params.evaluate)}
-    write_together({path: methodcaller("write", content) for path, content in outputs.items()})
+    write_together(outputs)
     timing = {"seconds": seconds, "images_per_second": len(test.labels) / max(seconds, 1e-9)}
     write(root / TIMINGS / "evaluate.json", json_bytes(timing))
     print(f"test accuracy {report['accuracy']:.2%}, {report['error_count']} of {report['count']} wrong", flush=True)

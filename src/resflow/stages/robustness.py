@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,7 +59,7 @@ def run(root: Path, params: Params) -> None:
     outputs = {root / METRICS / "robustness.json": json_bytes(_report(table, settings))}
     outputs |= {root / PLOTS / "robustness" / name: content for name, content in _plots(table)}
     outputs[root / PLOTS / "robustness" / "corruptions.png"] = picture
-    write_together({path: methodcaller("write", content) for path, content in outputs.items()})
+    write_together(outputs)
     write(root / TIMINGS / "robustness.json", json_bytes({"seconds": seconds}))
     print(_said(table), flush=True)
 

@@ -5,7 +5,6 @@ The pipeline's own files are those of `resflow.stages.analyze`.
 
 from __future__ import annotations
 
-from operator import methodcaller
 from pathlib import Path
 
 from resflow.files import csv_bytes, json_bytes, write_together
@@ -28,4 +27,4 @@ def save(folder: Path, report: Report) -> None:
     if report.machine:
         outputs["throughput.csv"] = csv_bytes(*tables.throughput(report))
         outputs["parts.csv"] = csv_bytes(*tables.parts(report))
-    write_together({folder / name: methodcaller("write", content) for name, content in outputs.items()})
+    write_together({folder / name: content for name, content in outputs.items()})

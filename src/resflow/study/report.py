@@ -10,7 +10,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def write_report(folder: Path, experiments: Sequence[Experiment], records: Recor
     charts = {folder / f"{chart.name}.png": chart for section in sections for chart in section.answer.charts}
     contents = {path: figures.png(chart) for path, chart in charts.items()}
     contents[folder / "index.html"] = page(sections, used, shlex.join(command)).encode()
-    write_together({path: partial(_put, content) for path, content in contents.items()})
+    write_together(contents)
     return folder / "index.html"
 
 
@@ -102,7 +101,3 @@ def _sections(
 
 def _found(trials: Sequence[Any], records: Records) -> Iterator[Record]:
     return (record for trial in trials if (record := records.newest(trial.asked)))
-
-
-def _put(content: bytes, file: Any) -> None:
-    file.write(content)

@@ -12,7 +12,6 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +223,7 @@ def save(root: Path, report: dict[str, Any]) -> None:
         path.with_suffix(".csv"): csv_bytes(header, table),
         path.with_suffix(".png"): _picture(report),
     }
-    write_together({path: methodcaller("write", each) for path, each in content.items()})
+    write_together(content)
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
