@@ -2,6 +2,7 @@
 
     PYTHONPATH=src python -m benchmarks.gpu --json gpu.json    # MNIST from data/prepared, and ResNet-50
     PYTHONPATH=src python -m benchmarks.gpu --tiny             # a smoke check in seconds, anywhere; measures nothing
+    python -m benchmarks.gpu --record FILE     # with resflow installed: what it printed, into docs/benchmarks.md
 
 Two measurements. MNIST: the recipe of params.yaml over seeds, with its test accuracy and seconds. ResNet-50 at
 224x224 in bfloat16: images per second and share of the device's peak, with and without `torch.compile`, from images
@@ -18,6 +19,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -44,6 +46,7 @@ from resflow.training import loop
 __all__ = ["LARGE", "LARGE_CLASSES", "Sizes", "main", "recipe"]
 
 PARAMS = Path("params.yaml")
+TITLE = "# On a GPU"
 STARTED = time.perf_counter()
 CLASSES = 10
 LARGE, LARGE_CLASSES = "resnet50", 1000
@@ -79,14 +82,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a smoke check; its figures mean nothing")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--record", type=Path, help="file with what it printed, to put into docs/benchmarks.md")
     parser.add_argument("--data", type=Path, default=Path("data/prepared"), help="prepared arrays of MNIST")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    if arguments.record:
+        _record(arguments.record)
+        return
     device, sizes = torch.device(arguments.device), TINY if arguments.tiny else Sizes()
     if device.type == "cpu" and not arguments.tiny:
         raise SystemExit("There is no GPU here: give --tiny for a smoke check")
-    title = "Smoke check: no figure here means anything" if arguments.tiny else "On a GPU"
-    print(f"# {title}\n\n{_environment(device)}\n")
+    title = "# Smoke check: no figure here means anything" if arguments.tiny else TITLE
+    print(f"{title}\n\n{_environment(device)}\n")
     if sizes.threads:
         torch.set_num_threads(sizes.threads)
     given = {name: arrays.load(arguments.data, name) for name in arrays.SPLITS} if not arguments.tiny else _noise()
@@ -95,6 +102,15 @@ def main() -> None:
     found = {"device": _name(device), "mnist": mnist, "resnet50": _resnet50(device, sizes, compiled)}
     if arguments.json:
         write(arguments.json, json_bytes(found))
+
+
+def _record(path: Path) -> None:
+    from benchmarks.report import put
+
+    text = path.read_text()
+    if not text.startswith(TITLE):
+        raise SystemExit(f"{path} does not hold what this prints on a GPU, which begins with '{TITLE}'")
+    put(re.sub(r"(?m)^(?=#)", "#", text))
 
 
 def recipe(**changes: Any) -> Any:

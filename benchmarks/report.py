@@ -8,13 +8,12 @@ from pathlib import Path
 from resflow.files import write
 from resflow.study.record import machine
 
-__all__ = ["environment", "record", "table"]
+__all__ = ["environment", "put", "record", "table"]
 
 PAGE = Path("docs/benchmarks.md")
 HEAD = """# Benchmarks
 
-Written by the commands it names; `make bench` runs them all. `python -m benchmarks.gpu`, for MNIST and ResNet-50 on a
-GPU, has not been run on one yet: only its smoke check, on a CPU.
+Written by the commands it names; `make bench` runs them all.
 
 Contenders take turns, round by round. "Of the first", or of another, is the median of the rounds' ratios, lowest and
 highest are those of the ratios, and a figure by itself is its own median: the ratio of two medians may differ.
@@ -33,11 +32,17 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def record(title: str, command: str, body: str) -> None:
-    """Print a part and put it into the page, in the place of its predecessor; the head is written anew."""
+    """Print a part and put it into the page."""
     part = f"## {title}\n\n`{command}` on {environment()}.\n\n{body}"
     print(part)
+    put(part)
+
+
+def put(part: str) -> None:
+    """Put a part, which begins with its title, in its predecessor's place on the page, whose head is written anew."""
     page = PAGE.read_text() if PAGE.exists() else HEAD
     _, *parts = re.split(r"(?m)^(?=## )", page)
-    place = next((number for number, text in enumerate(parts) if text.startswith(f"## {title}\n")), len(parts))
+    title = part.partition("\n")[0]
+    place = next((number for number, text in enumerate(parts) if text.partition("\n")[0] == title), len(parts))
     parts[place : place + 1] = [part]
     write(PAGE, "\n".join(text.rstrip() + "\n" for text in [HEAD, *parts]).encode())

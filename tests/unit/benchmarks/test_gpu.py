@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from benchmarks import gpu, scaling
+from benchmarks import gpu, report, scaling
 from resflow import params
 from resflow.nets import create
 
@@ -69,6 +70,24 @@ def test_without_a_gpu_it_says_that_there_is_none():
     )
     assert done.returncode == 1
     assert "no GPU" in done.stderr
+
+
+def test_what_it_printed_elsewhere_becomes_a_part_of_the_page(tmp_path, monkeypatch):
+    page, printed = tmp_path / "benchmarks.md", tmp_path / "gpu.md"
+    page.write_text(f"{report.HEAD}\n## On a GPU\n\nNot yet.\n\n## Else\n\nelse\n")
+    printed.write_text("# On a GPU\n\nA device\n\n## MNIST\n\n| a |\n")
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--record", str(printed)])
+    gpu.main()
+    wanted = "## On a GPU\n\nA device\n\n### MNIST\n\n| a |\n\n## Else\n\nelse\n"
+    assert page.read_text() == f"{report.HEAD}\n{wanted}"
+
+
+def test_what_is_no_measurement_of_a_gpu_is_not_recorded(tmp_path, monkeypatch):
+    (tmp_path / "gpu.md").write_text("# Smoke check\n")
+    monkeypatch.setattr(sys, "argv", ["gpu", "--record", str(tmp_path / "gpu.md")])
+    with pytest.raises(SystemExit, match="does not hold what this prints on a GPU"):
+        gpu.main()
 
 
 def test_its_recipe_is_that_of_params_yaml(monkeypatch):
