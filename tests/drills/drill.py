@@ -87,9 +87,9 @@ def drill(project: Project, kind: Kind, seed: int, seconds: float | None = None)
     draw = random.Random(f"{kind.what} {seed}")
     _renew(project, kind, draw)
     steps: list[int] = []
-    attempts = draw.choice((1, 2))
+    left, attempts = 0, draw.choice((1, 2))
     for _ in range(attempts):
-        servers: list[int] = []
+        stages, servers = list[int](), list[int]()
         with (project.root.parent / "drill.log").open("a") as log:
             begun = log.tell()
             process = subprocess.Popen(
@@ -102,17 +102,20 @@ def drill(project: Project, kind: Kind, seed: int, seconds: float | None = None)
                 text=True,
             )
         try:
-            if seconds:
+            if seconds is not None:
                 is_there = wait(process, draw.random() * seconds)
             else:
                 least = min(steps[-1], last_step() - 1) if steps else 0
                 is_there = wait_until_step(project, process, draw.randrange(least, last_step()))
-            if not is_there:
-                break  # it was faster than this look at it
-            servers = [pid for pid in descendants(process.pid) if b"flows.temporary" in command_line(pid)]
+            if not is_there:  # it was faster than this look at it
+                assert process.returncode == 0
+                break
+            children = descendants(process.pid)
+            stages = [pid for pid in children if b"resflow\0stage" in command_line(pid)]
+            servers = [pid for pid in children if b"flows.temporary" in command_line(pid)]
             step, victims = newest(project), kind.victims(process)
             if not victims:  # likewise: the command is about to end by itself
-                process.wait(END_SECONDS)
+                assert process.wait(END_SECONDS) == 0
                 break
             os.kill(victims[0], signal.SIGKILL)
             steps.append(step)
@@ -121,13 +124,14 @@ def drill(project: Project, kind: Kind, seed: int, seconds: float | None = None)
                 assert "going on from step" in Path(log.name).read_bytes()[begun:].decode(), "it began anew"
         finally:
             _end(process, gently=kind.survives)
+        assert all(gone(pid, END_SECONDS) for pid in stages), "a stage outlives what started it"
+        left = newest(project)
         alive = [pid for pid in servers if not gone(pid, END_SECONDS)]
         assert not alive, f"these outlive what started them: {alive}"
     if not kind.survives:
         done = project.run(*kind.command, timeout=2 * START_SECONDS, OMP_WAIT_POLICY="PASSIVE")
         # after a run that was not hit, or hit before its first checkpoint, there is nothing to go on from
-        kept = len(steps) == attempts and steps[-1]
-        assert not kept or "going on from step" in done.out, "it began anew"
+        assert len(steps) < attempts or not left or "going on from step" in done.out, "it began anew"
     return Outcome(len(steps), tuple(steps), outputs(project))
 
 

@@ -11,6 +11,9 @@ from tests.drills.drill import KINDS, RECIPE, drill, outputs, undisturbed
 
 pytestmark = pytest.mark.integration
 
+EARLY_AND_LATE = {"stage": (1, 56), "dvc": (35,)}
+"""Seeds of drills at any time."""
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
@@ -22,23 +25,24 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Project:
 
 
 @pytest.fixture(scope="module")
-def alone(prepared: Project) -> tuple[float, dict[str, str]]:
-    """The seconds and the outputs of a run left alone."""
-    return undisturbed(prepared, KINDS["stage"]), outputs(prepared)
+def wanted(prepared: Project) -> dict[str, str]:
+    """The outputs of a run left alone."""
+    undisturbed(prepared, KINDS["stage"])
+    return outputs(prepared)
 
 
 @pytest.mark.parametrize(("kind", "seed"), [*((kind, 5) for kind in KINDS), ("stage", 6)])  # `stage` is quick
 def test_a_run_killed_at_a_random_moment_ends_in_the_bits_of_one_left_alone(
-    prepared: Project, alone: tuple[float, dict[str, str]], kind: str, seed: int
+    prepared: Project, wanted: dict[str, str], kind: str, seed: int
 ) -> None:
     outcome = drill(prepared, KINDS[kind], seed)
     assert outcome.kills, "nothing was killed"
-    assert outcome.outputs == alone[1]
+    assert outcome.outputs == wanted
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("stage", 1), ("stage", 56), ("dvc", 1)])
-def test_also_where_it_starts_or_writes_what_it_has_made(
-    prepared: Project, alone: tuple[float, dict[str, str]], kind: str, seed: int
-) -> None:
-    outcome = drill(prepared, KINDS[kind], seed, seconds=alone[0])
-    assert outcome.outputs == alone[1]
+@pytest.mark.parametrize("kind", ["stage", "dvc"])
+def test_also_where_it_starts_or_writes_what_it_has_made(prepared: Project, wanted: dict[str, str], kind: str) -> None:
+    seconds = undisturbed(prepared, KINDS[kind])
+    outcomes = [drill(prepared, KINDS[kind], seed, seconds) for seed in EARLY_AND_LATE[kind]]
+    assert all(outcome.outputs == wanted for outcome in outcomes)
+    assert any(outcome.kills for outcome in outcomes), "nothing was killed"

@@ -161,10 +161,13 @@ class Keeper:
         return self._steps > 0 and step % self._steps == 0
 
     def due_by_time(self) -> bool:
-        """Whether `seconds` have passed since the last one was written, or the run is to end early."""
+        """Whether `seconds` have passed since the last one was written."""
         free = self._writing is None or self._writing.done()
-        passed = self._seconds > 0 and free and time.monotonic() - self._last >= self._seconds
-        return passed or self._stop.asked()
+        return self._seconds > 0 and free and time.monotonic() - self._last >= self._seconds
+
+    def stops(self) -> bool:
+        """Whether the run is to end early."""
+        return self._stop.asked()
 
     def keep(self, state: State) -> None:
         """Write `state` in the background; where the run is to end early, be done with it."""

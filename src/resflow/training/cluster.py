@@ -315,13 +315,22 @@ def _waiting(train: Train) -> dict[str, str]:
 
     Libgomp knows of those of its own process alone. Of a cluster only its nodes know how many cores they have.
     """
-    workers, there = train.workers[1], cores()
-    if workers * train.threads <= there:
-        return {}
+    is_chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ}
+    return {} if is_chosen or train.workers[1] * train.threads <= cores() else {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _tell_of_cores(train: Train, say: Callable[[str], None]) -> None:
+    """Where the node that this worker is on has fewer cores than threads that train there."""
+    import ray.train
+
+    workers, there = ray.train.get_context().get_local_world_size(), cores()
     if train.threads > (fitting := max(1, there // workers)):
-        problem = f"{workers} workers of {train.threads} threads each share {there} cores"
-        print(f"{problem}: train.threads {fitting} is faster, with other bits", file=sys.stderr)
-    return {} if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ} else {"OMP_WAIT_POLICY": "PASSIVE"}
+        crew = (
+            f"{workers} workers of {train.threads} threads each share"
+            if workers > 1
+            else f"{train.threads} threads share"
+        )
+        say(f"{crew} {there} core{'s'[: there != 1]}: train.threads {fitting} is faster, with other bits")
 
 
 def _torch_config() -> Any:
@@ -410,6 +419,8 @@ def _work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | ResflowEr
     net.load_state_dict(job.initial, strict=False)  # the stage has seen what is missing
     device = ray.train.torch.get_device() if job.train.device != "cpu" else torch.device("cpu")
     say = config["show"] if config["mark"] else checkpoint.tell  # nobody sees what a worker elsewhere prints
+    if rank == 0 and device.type == "cpu":
+        _tell_of_cores(job.train, say)
     folder = job.folder()
     state = _common_state(folder, device.type, rank, world, say)
     timings: list[Timing] = []

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Epoch", "Keeper", "State", "prepare_torch", "train"]
 
-MEETING_SECONDS = 0.5
-"""So often it is asked whether it is time for a checkpoint, and whether the loss is still a number: asking is a message
-between workers, and looking makes a GPU wait."""
+MEETING_SECONDS, MEETING_STEPS = 0.5, 50
+"""After so long, or at most so many steps, several workers ask anew whether it is time for a checkpoint, and it is seen
+whether the loss is still a number. Asking is a message between them, and seeing makes a GPU wait."""
 VALIDATION_BATCH, VALIDATION_PIXELS = 1000, 1000 * 64 * 64
 """Images a forward pass, and the most pixels that they may have; fixed, since bits depend on it."""
 
@@ -90,6 +90,9 @@ class Keeper(Protocol):
     def due_by_time(self) -> bool:
         """Whether one is due because enough time has passed."""
 
+    def stops(self) -> bool:
+        """Whether one is due at once, since the run is to end early."""
+
     def keep(self, state: State) -> None:
         """Keep `state`, which nobody changes any more."""
 
@@ -102,6 +105,10 @@ class KeepsNothing:
         return False
 
     def due_by_time(self) -> bool:
+        """Never."""
+        return False
+
+    def stops(self) -> bool:
         """Never."""
         return False
 
@@ -172,8 +179,9 @@ def train(
         if rank == 0:
             keeper.keep(now(rows))
 
-    def keep_if_due(meetings: _Meetings, rows: Tensor) -> None:
-        if meetings.is_now() and meetings.is_due():
+    def rest(meetings: _Meetings, rows: Tensor) -> None:
+        """Between batches of validation. Only a run that ends there is kept: a validation is begun anew."""
+        if meetings.ask().stop:
             keep(rows)
 
     def rate() -> float:
@@ -186,11 +194,16 @@ def train(
             problem = f"{what} is {value} after step {step} at lr {rate():.4g}; {good}"
             raise TrainingError("train", problem, "Lower train.lr")
 
-    def whole() -> Tensor:
-        """The sums of all workers, once all there is to keep is alike on all, and seen to be made of numbers."""
+    def gathered() -> Tensor:
+        """The sums of all workers, once it is seen that they are numbers."""
         rows = compute.gather(sums)
-        compute.align([net, average] if average else [net])
         check("the loss", rows[:, 0].sum().item())
+        return rows
+
+    def whole() -> Tensor:
+        """The same, once all else there is to keep is alike on all workers, and seen to be made of numbers."""
+        rows = gathered()
+        compute.align([net, average] if average else [net])
         check("the norm of the state", _norm(net, average, optimizer))
         return rows
 
@@ -209,17 +222,15 @@ def train(
                 average.update_parameters(net)
             step += 1
             on_step(step, sums)
-            # Here all workers are at the same step: the only place where they may meet for anything but gradients.
-            is_due = keeper.due_by_steps(step)
-            if meetings.is_now():
-                check("the loss", compute.gather(sums)[:, 0].sum().item())
-                is_due |= meetings.is_due()
-            if is_due and position + 1 < steps:  # after the last one `rest` asks anew, and then an epoch is kept anyway
+            # Here, and between batches of validation, all workers are at the same place and may meet.
+            asked = meetings.ask(gathered)
+            is_due = asked.due or keeper.due_by_steps(step)
+            if asked.stop or (is_due and position + 1 < steps):  # the last step is kept with its validation
                 keep(whole())
         rows = whole()
         weights = average.module if average else net
-        rest = partial(keep_if_due, _Meetings(keeper, rank, world), rows)
-        measured = _validate(weights, validation, card, train, device, rank, world, adversary, rest)
+        pause = partial(rest, _Meetings(keeper, rank, world), rows)
+        measured = _validate(weights, validation, card, train, device, rank, world, adversary, pause)
         check("the validation loss", measured[0])
         history.append(_epoch(epoch, rate(), rows.sum(0), measured))
         if max(history, key=lambda one: one.validation_accuracy) is history[-1]:
@@ -259,32 +270,41 @@ def _copied(tree: Any) -> Any:
     return [_copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
+class _Asked(NamedTuple):
+    due: bool
+    """A checkpoint, by time."""
+    stop: bool
+    """The run is to end early."""
+
+
 class _Meetings:
-    """When workers meet, asked once a step or batch: the same for all, by the first one's clock and keeper."""
+    """Asks the first worker's keeper, and gives all workers its answers, after the same steps or batches."""
 
     def __init__(self, keeper: Keeper, rank: int, world: int) -> None:
         self._keeper, self._rank, self._world = keeper, rank, world
         self._every = self._left = 1
         self._last = time.monotonic()
 
-    def is_now(self) -> bool:
-        """Whether it is time for one."""
+    def ask(self, look: Callable[[], object] = lambda: None) -> _Asked:
+        """To be called after each step: one worker asks each time, several when they meet, and then `look` first."""
         self._left -= 1
-        return self._left == 0
-
-    def is_due(self) -> bool:
-        """Meet: whether a checkpoint is due by time. The next meeting is `MEETING_SECONDS` later, as steps took."""
+        if self._left:
+            return self._answer() if self._world == 1 else _Asked(due=False, stop=False)
+        look()
         seconds, self._last = time.monotonic() - self._last, time.monotonic()
         fitting = int(self._every * MEETING_SECONDS / max(seconds, 1e-9))
-        # the first step may take longest, and what comes later too
-        answer = [self._rank == 0 and self._keeper.due_by_time(), max(1, min(fitting, 2 * self._every))]
+        # no more than twice as far: steps that begin slowly, or get slower, are not those that were timed
+        answer = [*self._answer(), max(1, min(fitting, 2 * self._every, MEETING_STEPS))]
         if self._world > 1:
             message = torch.tensor(answer, device=_meeting_device())
             dist.broadcast(message, 0)
             answer = message.tolist()
-        is_due, self._every = answer
+        due, stop, self._every = answer
         self._left = self._every
-        return bool(is_due)
+        return _Asked(bool(due), bool(stop))
+
+    def _answer(self) -> _Asked:
+        return _Asked(self._rank == 0 and self._keeper.due_by_time(), self._rank == 0 and self._keeper.stops())
 
 
 def _meeting_device() -> str:
@@ -319,11 +339,11 @@ def _validate(
     rank: int,
     world: int,
     adversary: Adversary | None,
-    rest: Callable[[], None],
+    pause: Callable[[], None],
 ) -> tuple[float, float]:
     """Mean loss and accuracy, the same for any number of workers: each takes whole batches, summed in their order.
 
-    `rest` is called after each, as often by each worker.
+    `pause` is called between them, as often by each worker.
     """
     net.eval()
     _, height, width, _ = split.images.shape
@@ -334,7 +354,8 @@ def _validate(
         if (number := first + rank) < len(starts):
             part = slice(starts[number], starts[number] + count)
             rows[number] = _figures(net, split, part, card, train, device, adversary)
-        rest()
+        if first + world < len(starts):
+            pause()
     if world > 1:
         dist.all_reduce(rows)  # exact: all but one add zeros
     loss_sum, correct_sum, count = rows.sum(0).tolist()

@@ -38,7 +38,8 @@ class Post:
     def _hear(self, answer: Any) -> None:
         import ray
 
-        self._asked, self._last = ray.get(answer), time.monotonic()
+        self._asked = ray.get(answer) or self._asked  # the thread of checkpoints asks too, maybe sooner
+        self._last = time.monotonic()
 
     def kept(self) -> NoReturn:
         """Let the driver end, and with it this worker."""

@@ -83,14 +83,17 @@ class Every:
     def due_by_time(self) -> bool:
         return False
 
+    def stops(self) -> bool:
+        return False
+
     def keep(self, state: State) -> None:
         self.states.append(state)
 
 
 class Always(Every):
-    """Keeps a state whenever it is asked, which is after each step and each batch of validation that there is time."""
+    """Keeps one also between batches of validation: says that the run ends early, and lets it go on."""
 
-    def due_by_time(self) -> bool:
+    def stops(self) -> bool:
         return True
 
 

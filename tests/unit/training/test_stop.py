@@ -9,15 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from resflow.data.arrays import Split
 from resflow.errors import StoreUnavailable
-from resflow.training import checkpoint, stop
+from resflow.training import checkpoint, loop, stop
 from resflow.training.checkpoint import Keeper, LocalFolder
 from resflow.training.loop import State
 from resflow.training.stop import StopHere
-from tests.unit.training.small import STEPS, differences, run, settings
+from tests.unit.training.small import STEPS, VALIDATION, differences, run, settings
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 MIDDLE = STEPS + 2
@@ -61,6 +65,38 @@ def test_a_run_that_is_told_to_end_keeps_its_last_step_and_goes_on_from_it_to_th
     assert kept.step == MIDDLE - 1
     assert differences(train(folder, None, said, kept), run(settings())) == []
     assert signal.getsignal(signal.SIGALRM) is alarm
+
+
+def test_a_run_that_is_told_to_end_within_a_validation_goes_on_with_it_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Signals:
+        """Images of which the second batch brings a signal."""
+
+        shape = VALIDATION.images.shape
+
+        def __len__(self) -> int:
+            return len(VALIDATION.images)
+
+        def __getitem__(self, part: slice) -> NDArray[np.uint8]:
+            if part.start == 8:
+                signal.raise_signal(signal.SIGTERM)
+            return VALIDATION.images[part]
+
+    monkeypatch.setattr(loop, "VALIDATION_BATCH", 8)
+    folder, said = LocalFolder(tmp_path), list[str]()
+    images: Any = Signals()
+    with (
+        pytest.raises(SystemExit),
+        StopHere() as asked,
+        Keeper(folder, device="cpu", steps=0, seconds=0, say=said.append, stop=asked) as keeper,
+    ):
+        run(settings(), keeper=keeper, validation=Split(images, VALIDATION.labels))
+    assert said == [f"step {STEPS} is kept, to go on from"]
+    kept = checkpoint.latest(folder, "cpu")
+    assert kept is not None
+    assert kept.history == []
+    assert differences(run(settings(), state=kept), run(settings())) == []
 
 
 def end(*numbers: int, meanwhile: Callable[[StopHere], object]) -> int:

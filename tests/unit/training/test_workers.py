@@ -43,6 +43,13 @@ PLAYS = [
         world=[(2, END)],
         after=("shared, kept in validation", STEPS),
     ),
+    Play(name="shards, kept in validation", changes=SHARDS, world=[(3, END)], always=True),
+    Play(
+        name="shards, gone on in validation",
+        changes=SHARDS,
+        world=[(2, END)],
+        after=("shards, kept in validation", STEPS),
+    ),
     Play(name="shared by three", changes=SHARED, world=[(3, END)]),
     Play(name="shared by three, stopped and gone on", changes=SHARED, world=[(3, 3), (3, END)]),
     *(
@@ -78,6 +85,21 @@ def test_a_number_of_workers_that_changes_in_the_middle_changes_no_bits(played: 
     assert [state.step for state in changing.states] == [state.step for state in alone.states]
     for state, wanted in zip(changing.states, alone.states, strict=True):
         assert differences(state, wanted) == []
+
+
+def test_a_run_stopped_within_a_validation_goes_on_with_other_workers_to_the_same_bits(
+    played: dict[str, Played],
+) -> None:
+    for name in ("shards, kept in validation", "shards, gone on in validation"):
+        assert differences(played[name].last[0], played["shards on 1"].last[0]) == []
+
+
+@pytest.mark.parametrize("name", ["shared, kept in validation", "shards, kept in validation"])
+def test_workers_may_stop_between_the_batches_of_a_validation_also_where_some_have_none_left(
+    played: dict[str, Played], name: str
+) -> None:
+    """Two have two batches each; of three, the first has one more than the others."""
+    assert [len(state.history) for state in played[name].states if state.step == STEPS] == [0, 1]
 
 
 def test_dropout_does_not_depend_on_who_computes_a_shard(played: dict[str, Played]) -> None:

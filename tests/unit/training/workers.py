@@ -22,8 +22,8 @@ from resflow.training.loop import State
 from tests.unit.training.small import Always, Every, run, settings, split
 
 MOST = 4
-VALIDATION = split(1100, 1)
-"""Two batches of validation, the second one smaller."""
+VALIDATION_BATCH, VALIDATION = 300, split(1100, 1)
+"""Four batches of validation, the last one smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Play:
     after: tuple[str, int] | None = None
     """Go on from the state that another one kept after this step."""
     always: bool = False
-    """Keep one also after each batch of validation."""
+    """Keep one whenever workers meet, and within validation."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def _load(path: Path) -> Any:
 
 
 def _work(rank: int, plays: Sequence[Play], folder: Path, barrier: Any) -> None:
+    loop.VALIDATION_BATCH = VALIDATION_BATCH
     places = {one.name: folder / str(number) for number, one in enumerate(plays)}
     for one in plays:
         place, state = places[one.name], None
@@ -99,7 +100,6 @@ def _train(rank: int, world: int, one: Play, state: State | None, until: int | N
             raise Stopped  # what was kept after `until` is all that is left
 
     keeper = Always() if one.always else Every()
-    loop.MEETING_SECONDS = 0.0 if one.always else 0.5
     if number:
         keeper.states = _load(place / "kept")
     if world > 1:
