@@ -30,7 +30,7 @@ from tests.integration.hosts import Host
 pytestmark = pytest.mark.integration
 
 RAY_PORT = 6379
-EPOCHS = 140
+EPOCHS = 240
 """Enough that the lost host is back before the end; on a machine where it is not, the test says so."""
 KEYS = {"AWS_ACCESS_KEY_ID": "resflow", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16), "AWS_REGION": "us-east-1"}
 TOKEN = secrets.token_hex(16)

@@ -334,14 +334,15 @@ def _tell_of_cores(train: Train, say: Callable[[str], None]) -> None:
 
 
 def _torch_config() -> Any:
-    """Ray's set-up of the process group, before which each worker tells gloo and NCCL its network interface."""
+    """Ray's set-up of a process group of several, before which each tells gloo and NCCL its network interface."""
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _TorchBackend
 
     class Backend(_TorchBackend):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(_name_interface)
-            super().on_start(worker_group, backend_config)
+            if len(worker_group) > 1:  # else gloo's thread would look for messages a hundred times a second
+                worker_group.execute(_name_interface)
+                super().on_start(worker_group, backend_config)
 
     class Config(TorchConfig):
         @property
