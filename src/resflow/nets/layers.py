@@ -5,6 +5,7 @@ How they stand together is `blocks`; what their weights start as is `initial`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,10 @@ __all__ = ["BlurPool", "Layers", "Scale", "Shift", "ShiftedConv2d", "SqueezeExci
 GROUP = 16
 """Channels normalised together, at least: Wu and He 2018, table 3, best but for 32 groups, of which few channels have
 enough. Far fewer lose what tells images apart: a channel by itself is 0 once there is one pixel left of it."""
+
+VECTOR = 16
+"""Channels that a processor's widest instructions take at once in float32. With fewer, oneDNN 3.12 was seen to write
+beyond its memory in the backward pass of 1x1 convolutions with a stride, channels last: its issue 6035."""
 
 
 class Layers:
@@ -89,8 +94,13 @@ class Layers:
         left = 1 if layers else stride
         if structure.shortcut == "A":
             return nn.Sequential(*layers, PaddedShortcut(left, outputs - inputs))
-        layers.append(self.convolution(inputs, outputs, 1, left))
-        return nn.Sequential(*layers) if structure.is_preact else nn.Sequential(*layers, self.norm(outputs))
+        is_split = left != 1 and inputs < VECTOR
+        layers.append(self.convolution(inputs, outputs, 1, 1 if is_split else left))
+        if not structure.is_preact:
+            layers.append(self.norm(outputs))
+        # by its own name, so that weights have those of other structures
+        first = {"subsample": Subsample(left)} if is_split else {}
+        return nn.Sequential(OrderedDict(first | {str(number): layer for number, layer in enumerate(layers)}))
 
     def squeeze_excitation(self, channels: int) -> nn.Module:
         """The last of a branch but for its scale."""
@@ -123,15 +133,26 @@ class Layers:
         return kind(inputs, outputs, kernel, stride, padding, groups=groups, bias=init == "skipinit")
 
 
-class PaddedShortcut(nn.Module):
+class Subsample(nn.Module):
+    """Every so manyth pixel in both directions: (N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride]
+
+
+class PaddedShortcut(Subsample):
     """Option A of He et al. 2016a, section 3.3: subsampled, with channels of zeros on both sides."""
 
     def __init__(self, stride: int, padding: int) -> None:
-        super().__init__()
-        self.stride, self.before, self.after = stride, padding // 2, padding - padding // 2
+        super().__init__(stride)
+        self.before, self.after = padding // 2, padding - padding // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        return F.pad(super().forward(x), (0, 0, 0, 0, self.before, self.after))
 
 
 class BlurPool(nn.Module):
