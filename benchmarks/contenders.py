@@ -157,9 +157,9 @@ def ray_on_cluster(folder: Path, settings: Params) -> list[float]:
 
 
 def _fit(folder: Path, settings: Params, address: str | None) -> list[float]:
-    from resflow.training import cluster
+    from resflow.training.cluster.trainer import fit
 
-    _, timings = cluster.fit(_job(folder, settings), address, folder.parents[1] / "live")
+    _, timings = fit(job(folder, settings), address, folder.parents[1] / "live")
     return [timing.seconds for timing in timings]
 
 
@@ -301,9 +301,10 @@ def _card(settings: Params) -> Any:
     return ModelCard(structure=structure, image_shape=(28, 28, 1), classes=classes, mean=(MEAN,), std=(STD,))
 
 
-def _job(folder: Path, settings: Params) -> Any:
+def job(folder: Path, settings: Params) -> Any:
+    """Training on the arrays in `folder`, which lies two folders below that of the runs, anew in each process."""
     from resflow.stages.train import _arrays
-    from resflow.training.cluster import Job
+    from resflow.training.job import Job
 
     return Job(
         train=settings.train,

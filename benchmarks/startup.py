@@ -19,8 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.report import record, table
+import numpy as np
 
+from benchmarks.report import record, table
+from resflow import params
+from resflow.data import arrays
+
+REPOSITORY = Path(__file__).parents[1]
+PARAMS, ARRAYS = REPOSITORY / "params.yaml", "data/prepared"
 RAY_TRAIN = """
 import ray
 from ray.train import RunConfig, ScalingConfig
@@ -30,6 +36,18 @@ scaling = ScalingConfig(num_workers={workers})
 TorchTrainer(lambda: None, scaling_config=scaling, run_config=RunConfig(name="empty")).fit()
 """
 START = 'ray.init(address="local", include_dashboard=False, log_to_driver=False)'
+RESFLOW = """
+from pathlib import Path
+
+from benchmarks.contenders import job
+from resflow import params
+from resflow.training.cluster.trainer import fit
+
+changes = {{"train.epochs": 1, "train.device": "cpu", "train.threads": 1, "train.num_workers": {workers}}}
+settings = params.parse(params.override(params.read(Path("{params}")), changes, "params.yaml"), "params.yaml")
+fit(job(Path("{arrays}").resolve(), settings), None, Path("live"))
+"""
+"""An epoch of two steps."""
 PREFECT = """
 from prefect import flow
 
@@ -44,7 +62,9 @@ SCRIPTS = {
     "import torch": "import torch",
     "Ray Train in local mode, an empty loop": RAY_TRAIN.format(start="", workers=0),
     "a local Ray cluster, started and ended": f"import ray\n{START}",
-    "Ray Train on a local cluster of one worker, an empty loop": RAY_TRAIN.format(start=START, workers=1),
+    "Ray Train on a local cluster of two workers, an empty loop": RAY_TRAIN.format(start=START, workers=2),
+    "resflow in local mode, two steps": RESFLOW.format(workers=1, params=PARAMS, arrays=ARRAYS),
+    "resflow on a local cluster of two workers, two steps": RESFLOW.format(workers=2, params=PARAMS, arrays=ARRAYS),
     "import prefect": "import prefect",
     "Prefect, an empty flow without a server": PREFECT,
 }
@@ -76,7 +96,7 @@ def main() -> None:
 
 
 def _project(folder: Path) -> tuple[Path, dict[str, str]]:
-    """A folder with a DVC pipeline that does nothing, and an environment with a HOME of its own."""
+    """A folder with arrays and a DVC pipeline that does nothing, and an environment with a HOME of its own."""
     root, home = folder / "project", folder / "home"
     root.mkdir()
     home.mkdir()
@@ -84,8 +104,9 @@ def _project(folder: Path) -> tuple[Path, dict[str, str]]:
         **os.environ,
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # as resflow.training.cluster sets it
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # as resflow.training.cluster.trainer sets it
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
@@ -94,6 +115,11 @@ def _project(folder: Path) -> tuple[Path, dict[str, str]]:
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         subprocess.run(command, cwd=root, env=env, check=True)
     (root / "dvc.yaml").write_text(STAGE)
+    count = 2 * params.load(PARAMS).train.batch_size
+    for split in ("train", "validation"):
+        (root / ARRAYS / split).mkdir(parents=True)
+        np.save(arrays.images_path(root / ARRAYS, split), np.zeros((count, 28, 28, 1), dtype=np.uint8))
+        np.save(arrays.labels_path(root / ARRAYS, split), np.zeros(count, dtype=np.uint8))
     return root, env
 
 

@@ -31,7 +31,7 @@ from resflow.data.arrays import Split
 from resflow.data.batches import Feed, InMemory
 from resflow.data.stream import Stream
 from resflow.files import write_together
-from resflow.training.reader import read_with_ray, store_bytes
+from resflow.training.cluster.reader import read_with_ray, store_bytes
 
 TRAINED = {"in memory": ["ray"], "streamed": ["ray", "--loader", "stream"]}
 COUNT, SHAPE, BATCH = 32_768, (64, 64, 3), 256

@@ -17,7 +17,7 @@ from resflow.study import plan as plans
 from resflow.study import results
 from resflow.study.plan import Plan
 from resflow.study.trial import Training
-from resflow.training.cluster import connected
+from resflow.training.cluster.session import connected
 from tasks.stages import log
 
 __all__ = ["finals", "report", "trials"]

@@ -202,7 +202,7 @@ def _parameters(root: Path) -> str:
 def _cores(root: Path) -> str:
     """Whether training takes as many as there are, where it runs on them."""
     from resflow import params
-    from resflow.processes import cores
+    from resflow.processes import cores, cores_each
 
     there, train = cores(), params.load(root / "params.yaml").train
     if (os.environ.get("RAY_ADDRESS") or "local") != "local":
@@ -210,7 +210,7 @@ def _cores(root: Path) -> str:
     if train.device != "cpu" and _gpus():
         return f"{there}; training runs on the GPU"
     workers = train.workers[1]
-    taken, fitting = workers * train.threads, max(1, there // workers)
+    taken, fitting = workers * train.threads, cores_each(workers)
     said = f"{there}; training takes {taken} (train.num_workers {workers}, train.threads {train.threads})"
     if workers > there:
         raise SetupError("cores", said, "Lower train.num_workers, or name a cluster in RAY_ADDRESS")
@@ -291,7 +291,7 @@ def _ray() -> str:
     address = os.environ.get("RAY_ADDRESS")
     if not address or address == "local":
         return "no cluster named in RAY_ADDRESS; training runs on this machine"
-    from resflow.training.address import check_address
+    from resflow.training.cluster.address import check_address
 
     check_address(address)
     return f"{address} answers; {_ray_token()}" if address != "auto" else f"the cluster of this machine; {_ray_token()}"
@@ -314,7 +314,7 @@ def _ray_token_place() -> str | Path:
         return "without tokens (RAY_AUTH_MODE=disabled)"
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "token from RAY_AUTH_TOKEN"
-    from resflow.training.address import token_path
+    from resflow.training.cluster.address import token_path
 
     return token_path()
 

@@ -16,7 +16,7 @@ from typing import IO
 from resflow.errors import TrainingError
 from resflow.files import explained
 
-__all__ = ["MALLOC", "WAIT_SECONDS", "alone", "cores", "die_with_parent", "keep_memory", "locked"]
+__all__ = ["MALLOC", "WAIT_SECONDS", "alone", "cores", "cores_each", "die_with_parent", "keep_memory", "locked"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MALLOC = {"TRIM_THRESHOLD": (-1, (1 << 31) - 1), "MMAP_THRESHOLD": (-3, 32 << 20)}
@@ -47,6 +47,11 @@ def cores() -> int:
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
         there = min(there, max(1, quota // period))
     return there
+
+
+def cores_each(workers: int) -> int:
+    """How many of them each of so many workers here has for itself, at least one."""
+    return max(1, cores() // workers)
 
 
 def keep_memory() -> None:

@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from flows.study import plan_of
 from resflow import params
-from resflow.training.cluster import connected
+from resflow.training.cluster.session import connected
 
 root = Path.cwd()
 plan = plan_of(root, params.load(root / "params.yaml"))

@@ -22,7 +22,7 @@ from resflow.data.idx import Bytes
 from resflow.data.stream import Piece, Read
 from resflow.errors import DataError
 from resflow.files import write_together
-from resflow.training.reader import read_with_ray, store_bytes
+from resflow.training.cluster.reader import read_with_ray, store_bytes
 from resflow.training.remote import Arrays, Bucket
 from tests.conftest import Project, make_project
 from tests.drills.drill import wait_until_step

@@ -5,7 +5,7 @@
 
 `data/prepared/train/index.json` lists the files with their rows, sizes and digests, so that nobody opens them to plan
 an epoch (`stream`) or to know one data set from another. A row is an image, its pixels in the order height, width,
-channel, and a label. Every page has a checksum, which `read` verifies. Reading files ahead is `training.reader`.
+channel, and a label. Every page has a checksum, which `read` verifies. Reading them ahead is `training.cluster.reader`.
 """
 
 from __future__ import annotations

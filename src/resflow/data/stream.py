@@ -5,7 +5,7 @@ its batches takes the p-th P-th of that row, one window of some steps after the 
 image stands in which part of which batch thus follows from the seed, the epoch, the step and P: not from who reads, nor
 from where a run was interrupted, since any window can be read by itself.
 
-How files are read, ahead of their use, is the `Read` given: `training.reader` does it with Ray Data.
+How files are read, ahead of their use, is the `Read` given: `training.cluster.reader` does it with Ray Data.
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ from resflow.processes import alone
 from resflow.stages import runs
 from resflow.stages.card import card as describe
 from resflow.stages.paths import METRICS, MODEL, PLOTS, PREPARED, SHEET, STATE, TIMINGS
-from resflow.training.cluster import Job, fit
+from resflow.training.cluster.trainer import fit
 from resflow.training.display import Timing
+from resflow.training.job import Job
 from resflow.training.loop import State
 from resflow.training.remote import Arrays
 

@@ -44,7 +44,7 @@ TRAINING = (
     "training/optimizer.py",
     "study/measurement.py",
 )
-CODE = {"train": TRAINING, "speed": TRAINING, "workers": (*TRAINING, "data/*.py", "training/*.py")}
+CODE = {"train": TRAINING, "speed": TRAINING, "workers": (*TRAINING, "data/*.py", "training/**/*.py")}
 """What results depend on, by the kind of trial; what is asked is in the key as it is, and how they are shown changes
 none."""
 CALIBRATION_STEPS = 6

@@ -158,7 +158,8 @@ def _norms(net: nn.Module) -> list[float]:
 
 def _through_ray(trial: Trial, ground: Ground) -> float:
     """Images per second of the fastest epoch but the first, with so many workers on this machine."""
-    from resflow.training.cluster import Job, fit
+    from resflow.training.cluster.trainer import fit
+    from resflow.training.job import Job
     from resflow.training.remote import Arrays
 
     with tempfile.TemporaryDirectory() as place:

@@ -26,7 +26,7 @@ from resflow.study.budget import Price
 from resflow.study.front import first_front
 from resflow.study.space import Point
 from resflow.study.trial import Training
-from resflow.training.cluster import Job
+from resflow.training.job import Job
 from resflow.training.remote import LOCK, Bucket, BucketFolder
 
 __all__ = [

@@ -1,6 +1,6 @@
 """The trainings of a search on Ray: Tune proposes points by Optuna, ASHA stops the worse early, many run at a time.
 
-    with cluster.connected(plan.base, address):
+    with session.connected(plan.base, address):
         from resflow.study import search  # Ray reads some of its settings when it is imported
 
         search.run_trials(plan, print)
@@ -40,8 +40,8 @@ from resflow.study import budget, space, trial
 from resflow.study.plan import Holds, Plan, allowed, clear, finals_left, known, remaining
 from resflow.study.space import Point
 from resflow.study.trial import Outcome, Status, Training
-from resflow.training.cluster import Job
-from resflow.training.reader import cause
+from resflow.training.cluster.reader import cause
+from resflow.training.job import Job
 
 __all__ = ["Keeper", "Proposals", "run_finals", "run_trials"]
 

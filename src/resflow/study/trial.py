@@ -31,7 +31,8 @@ from resflow.study import space
 from resflow.study.record import checked, code
 from resflow.study.space import Point
 from resflow.training import checkpoint, loop
-from resflow.training.cluster import Job, local_arrays
+from resflow.training.cluster.worker import local_arrays
+from resflow.training.job import Job
 
 __all__ = ["ENDS", "OPEN", "Outcome", "Status", "Training", "job_of", "read", "train"]
 
@@ -48,7 +49,7 @@ ENDS: dict[Status, str] = {
 OPEN: tuple[Status, ...] = ("running", "memory")
 """What the next search trains, or trains again: how much memory there is depends on the machine and on what else runs
 there, and Ray kills the newest worker, not the largest."""
-CODE = ("compute.py", "data/*.py", "nets/*.py", "training/*.py")
+CODE = ("compute.py", "data/*.py", "nets/*.py", "training/**/*.py")
 """Modules whose code decides what a training gives."""
 
 

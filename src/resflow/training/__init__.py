@@ -1,1 +1,1 @@
-"""Training: `loop` is one worker's in plain torch, `cluster` is Ray Train around it, `reader` Ray Data before it."""
+"""Training: `loop` is one worker's in plain torch, `cluster` is Ray around it, `job` what both are about."""

@@ -184,14 +184,11 @@ def train(
         if meetings.ask().stop:
             keep(rows)
 
-    def rate() -> float:
-        """The learning rate of the last step."""
-        return optimizers.learning_rate(train, step - 1, total)
-
     def check(what: str, value: float) -> None:
         if not math.isfinite(value):
+            rate = optimizer.param_groups[0]["lr"]
             good = f"the last good checkpoint is that of step {kept}" if kept else "no checkpoint was kept before"
-            problem = f"{what} is {value} after step {step} at lr {rate():.4g}; {good}"
+            problem = f"{what} is {value} after step {step} at lr {rate:.4g}; {good}"
             raise TrainingError("train", problem, "Lower train.lr")
 
     def gathered() -> Tensor:
@@ -211,8 +208,9 @@ def train(
         net.train()
         epoch, meetings = len(history), _Meetings(keeper, rank, world)
         for position in range(step - epoch * steps, steps):
+            rate = optimizers.learning_rate(train, step, total)
             for group in optimizer.param_groups:
-                group["lr"] = optimizers.learning_rate(train, step, total)
+                group["lr"] = rate
             get = partial(batches.get, epoch, position)
             sums += compute.run(adversary.against(net, get, step) if adversary else get, step)
             if train.clip_norm:
@@ -232,7 +230,7 @@ def train(
         pause = partial(rest, _Meetings(keeper, rank, world), rows)
         measured = _validate(weights, validation, card, train, device, rank, world, adversary, pause)
         check("the validation loss", measured[0])
-        history.append(_epoch(epoch, rate(), rows.sum(0), measured))
+        history.append(_epoch(epoch, optimizer.param_groups[0]["lr"], rows.sum(0), measured))
         if max(history, key=lambda one: one.validation_accuracy) is history[-1]:
             best = _copied(weights.state_dict())
         sums = torch.zeros_like(sums)

@@ -15,7 +15,7 @@ from resflow.params import Params
 from resflow.stages import runs
 from resflow.study.plan import Plan
 from resflow.study.trial import Training
-from resflow.training.cluster import Job
+from resflow.training.job import Job
 from resflow.training.remote import Arrays
 from tests.unit.training.small import CARD, SETTINGS, TRAINING, VALIDATION
 

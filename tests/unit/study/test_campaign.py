@@ -150,7 +150,7 @@ trial = plan(Study.model_validate({SIZES}), settings())[0].points[0].trials[0]
 splits = {{name: TRAINING for name in ("training", "validation", "test")}}
 perform(trial, Ground(**splits, classes=CARD.classes, mean=CARD.mean, std=CARD.std))
 print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("resflow.")))
-import resflow.training.cluster
+import resflow.training.cluster.trainer
 print(*(module.__file__ for name, module in sys.modules.items() if name.startswith("resflow.")))
 """
 """A training of the study, and what it has loaded; then what comes with Ray Train."""

@@ -10,8 +10,8 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 import pytest
 
 from resflow.errors import TrainingError
-from resflow.training import address
-from resflow.training.address import check_address
+from resflow.training.cluster import address
+from resflow.training.cluster.address import check_address
 
 NO_HEAD = "what listens there does not answer as the head of a Ray cluster does. Name the port that `ray start --head`"
 

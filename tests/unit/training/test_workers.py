@@ -36,19 +36,18 @@ PLAYS = [
     Play(name="shared", changes=SHARED, world=[(2, END)]),
     Play(name="shared, gone on", changes=SHARED, world=[(2, END)], after=("shared", HALT)),
     Play(name="shared, stopped and gone on", changes=SHARED, world=[(2, 3), (2, END)]),
-    Play(name="shared, kept in validation", changes=SHARED, world=[(2, END)], always=True),
-    Play(
-        name="shared, gone on in validation",
-        changes=SHARED,
-        world=[(2, END)],
-        after=("shared, kept in validation", STEPS),
+    *(
+        Play(name=f"{name}, kept in validation", changes=changes, world=[(world, END)], always=True)
+        for name, changes, world in (("shared", SHARED, 2), ("shards", SHARDS, 3))
     ),
-    Play(name="shards, kept in validation", changes=SHARDS, world=[(3, END)], always=True),
-    Play(
-        name="shards, gone on in validation",
-        changes=SHARDS,
-        world=[(2, END)],
-        after=("shards, kept in validation", STEPS),
+    *(
+        Play(
+            name=f"{name}, gone on in validation",
+            changes=changes,
+            world=[(2, END)],
+            after=(f"{name}, kept in validation", STEPS),
+        )
+        for name, changes in (("shared", SHARED), ("shards", SHARDS))
     ),
     Play(name="shared by three", changes=SHARED, world=[(3, END)]),
     Play(name="shared by three, stopped and gone on", changes=SHARED, world=[(3, 3), (3, END)]),
