@@ -85,6 +85,18 @@ def test_a_speed_is_one_of_this_gpu_and_an_error_one_of_its_device(
     assert {trial.train["device"] for trial in on_cpu} == {"cpu"}
 
 
+def test_a_speed_is_one_of_this_processors_instructions(
+    experiments: tuple[Experiment, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which a virtual machine may hide, so that a processor's name does not tell them."""
+    keys = []
+    for shown in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda shown=shown: shown)
+        campaign = Campaign(experiments, Records(tmp_path / "results.jsonl"), GROUND, "data")
+        keys.append({trial.kind: campaign.key(trial) for trial in campaign.pending})
+    assert {kind for kind in keys[0] if keys[0][kind] != keys[1][kind]} == {"speed", "workers"}
+
+
 def test_what_the_data_sheet_says_is_part_of_a_trial_as_the_images_are(
     experiments: tuple[Experiment, ...], tmp_path: Path
 ) -> None:
