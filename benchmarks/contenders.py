@@ -302,7 +302,7 @@ def _card(settings: Params) -> Any:
 
 
 def job(folder: Path, settings: Params) -> Any:
-    """Training on the arrays in `folder`, which lies two folders below that of the runs, anew in each process."""
+    """Training on the arrays in `folder`, which is ROOT/data/prepared; a new run in ROOT/runs for each process."""
     from resflow.stages.train import _arrays
     from resflow.training.job import Job
 

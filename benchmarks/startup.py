@@ -1,4 +1,4 @@
-"""Seconds that each engine takes to do nothing, from the start of its process to its end.
+"""Seconds that engines take to do nothing, and resflow next to nothing, from the start of a process to its end.
 
     python -m benchmarks.startup             # five rounds
     python -m benchmarks.startup --rounds 1

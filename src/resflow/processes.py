@@ -50,7 +50,7 @@ def cores() -> int:
 
 
 def cores_each(workers: int) -> int:
-    """How many of them each of so many workers here has for itself, at least one."""
+    """Cores that each of so many workers on this machine has for itself, at least one."""
     return max(1, cores() // workers)
 
 

@@ -24,8 +24,8 @@ GROUP = 16
 enough. Far fewer lose what tells images apart: a channel by itself is 0 once there is one pixel left of it."""
 
 VECTOR = 16
-"""Channels that a processor's widest instructions take at once in float32. With fewer, oneDNN 3.12 was seen to write
-beyond its memory in the backward pass of 1x1 convolutions with a stride, channels last: its issue 6035."""
+"""Channels that AVX-512 takes at once in float32; AVX2 takes 8. With fewer, oneDNN 3.12 writes beyond its memory in the
+backward pass of 1x1 convolutions with a stride, channels last: its issue 6035, seen here with AVX2."""
 
 
 class Layers:
@@ -98,7 +98,7 @@ class Layers:
         layers.append(self.convolution(inputs, outputs, 1, 1 if is_split else left))
         if not structure.is_preact:
             layers.append(self.norm(outputs))
-        # by its own name, so that weights have those of other structures
+        # named, so that the numbers of weights are those in files of earlier versions
         first = {"subsample": Subsample(left)} if is_split else {}
         return nn.Sequential(OrderedDict(first | {str(number): layer for number, layer in enumerate(layers)}))
 
@@ -134,7 +134,7 @@ class Layers:
 
 
 class Subsample(nn.Module):
-    """Every so manyth pixel in both directions: (N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))."""
+    """Every `stride`-th pixel, down and across: (N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Training: `loop` is one worker's in plain torch, `cluster` is Ray around it, `job` what both are about."""
+"""Training: `loop` is one worker's in plain torch, `cluster` is Ray around it, `job` what it is given to train."""

@@ -5,7 +5,7 @@
 
 The last two are kept, so that a damaged one costs an interval and not the run. Each is of a type of device, and is
 passed over on another: a run begun on a GPU and gone on with on a CPU would have the bits of neither. Where they lie is
-a `Folder`: on a disk here, in an object store in `cluster`. What belongs into one is `loop.State`.
+a `Folder`: on a disk here, in an object store in `remote`. What belongs into one is `loop.State`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ nowhere, dvc.yaml only plots them. What the stage hands on is plots/train/curves
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,16 +44,8 @@ class Live:
                 self._log.end()
 
     def _start(self) -> Any:
-        from dvclive.live import Live as Log  # not sooner: a run that is done already need not wait for it
+        from dvclive.live import Live as Log  # half a second, which a run that is done already need not wait
 
-        class Apart(Log):
-            """Opens no repository: half a second, for experiments alone, which are made by `dvc exp run`.
-
-            DVC Studio, too, is told of those only, by what `dvc exp run` has put into the environment.
-            """
-
-            def _init_dvc(self) -> None:
-                if "DVC_ROOT" in os.environ:
-                    self._init_dvc_pipeline()  # type: ignore[no-untyped-call]
-
-        return Apart(str(self._folder), dvcyaml=False, save_dvc_exp=False)  # dvc.yaml is written by hand
+        # dvc.yaml is written by hand, experiments are made by `dvc exp run`. That it opens the repository, most of the
+        # half second, serves DVC Studio alone, but without it paths there would be those of this machine
+        return Log(str(self._folder), dvcyaml=False, save_dvc_exp=False)

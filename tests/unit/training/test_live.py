@@ -98,26 +98,6 @@ def test_the_repository_is_left_as_it_is(repository: Path) -> None:
     assert refs.stdout == "", "it made an experiment"
 
 
-SHOWS = """
-import sys
-from pathlib import Path
-
-from resflow.training.live import Live
-from tests.unit.training.test_live import history
-
-Live(Path(sys.argv[1])).show(history(1))
-assert Path(sys.argv[1], "metrics.json").is_file()
-print("dvc.repo" in sys.modules)
-"""
-
-
-def test_dvc_is_not_loaded_for_it_which_takes_long(repository: Path) -> None:
-    command = [sys.executable, "-c", SHOWS, str(repository / "timings" / "live")]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "DVC_ROOT": str(repository)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("False\n", "")
-
-
 def test_nothing_in_it_depends_on_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         live = Live(tmp_path / name)

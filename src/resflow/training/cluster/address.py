@@ -1,4 +1,4 @@
-"""`RAY_ADDRESS`: what may stand there, whether a cluster answers, and the token for it. Joining it is `cluster`."""
+"""`RAY_ADDRESS`: what may stand there, whether a cluster answers, and the token for it. Joining it is `session`."""
 
 from __future__ import annotations
 

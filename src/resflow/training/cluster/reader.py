@@ -5,7 +5,7 @@
 
 Files are read on the node of the worker that wants them, from its disk or the bucket, by tasks that reserve no CPU: a
 cluster may have no more of them than workers. A few files at a time wait in Ray's object store, the shared memory whose
-size bounds them. Ray runs already: starting it is `cluster`.
+size bounds them. Ray runs already: starting it is `session`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from resflow.training import loop
 from resflow.training.cluster.post import joined
 from resflow.training.cluster.reader import cause
 from resflow.training.cluster.session import elsewhere, prepare, started
-from resflow.training.cluster.worker import node, work
+from resflow.training.cluster.worker import name_interface, work
 from resflow.training.display import Display, Timing
 from resflow.training.job import Job
 from resflow.training.remote import Bucket, mark
@@ -224,7 +224,7 @@ def _torch_config() -> Any:
     class Backend(_TorchBackend):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             if len(worker_group) > 1:  # else gloo's thread would look for messages a hundred times a second
-                worker_group.execute(_name_interface)
+                worker_group.execute(name_interface)
                 super().on_start(worker_group, backend_config)
 
     class Config(TorchConfig):
@@ -233,14 +233,3 @@ def _torch_config() -> Any:
             return Backend
 
     return Config()
-
-
-def _name_interface() -> None:
-    """The interface of the node's address in Ray: gloo by itself takes that of the host's name, often loopback."""
-    import psutil
-
-    address = node()
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(each.address == address for each in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # without the sign, all that begin so

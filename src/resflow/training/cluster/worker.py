@@ -5,6 +5,7 @@ What Ray would only try again, all workers meet alike and hand back as an error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from resflow.training.gradients import parts
 from resflow.training.job import Job
 from resflow.training.remote import Bucket, BucketFolder
 
-__all__ = ["local_arrays", "node", "work"]
+__all__ = ["local_arrays", "name_interface", "work"]
 
 
 def work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | ResflowError | None:
@@ -110,6 +111,17 @@ def work(config: dict[str, Any]) -> tuple[loop.State, list[Timing]] | ResflowErr
     return (loop.State(step=state.step, history=state.history, best=state.best), timings) if rank == 0 else None
 
 
+def name_interface() -> None:
+    """The interface of the node's address in Ray: gloo by itself takes that of the host's name, often loopback."""
+    import psutil
+
+    address = _node()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # without the sign, all that begin so
+
+
 @contextmanager
 def _training(job: Job, place: Path, rank: int, world: int) -> Iterator[tuple[Split | Stream, int]]:
     """The training images, as `data.loader` says, and how many there are."""
@@ -138,7 +150,7 @@ def _training(job: Job, place: Path, rank: int, world: int) -> Iterator[tuple[Sp
 def _place(job: Job, mark: str | None) -> Path | ResflowError:
     """Where the arrays are on this node, or what it lacks, however often it is tried."""
     if mark and not _sees(job.folder(), mark):
-        problem = f"is not seen by the worker on node {node()}"
+        problem = f"is not seen by the worker on node {_node()}"
         mend = "Name a shared folder or an s3:// prefix in RESFLOW_STORAGE; see docs/cluster.md"
         return TrainingError(str(job.folder()), problem, mend)
     try:
@@ -153,7 +165,7 @@ def local_arrays(job: Job) -> Path:
         return job.arrays.folder
     if isinstance(job.runs, Bucket):
         return job.runs.fetch(job.arrays, home() / ".cache" / "resflow" / "arrays")
-    problem = f"are not, or not the same, on node {node()} of the cluster"
+    problem = f"are not, or not the same, on node {_node()} of the cluster"
     mend = "Share that folder, or name an s3:// prefix in RESFLOW_STORAGE, from where nodes fetch them"
     raise TrainingError(str(job.arrays.folder), problem, mend)
 
@@ -193,7 +205,7 @@ def _tell_of_cores(train: Train, say: Callable[[str], None]) -> None:
         say(f"{crew} share {there} core{'s'[: there != 1]}: train.threads {fitting} is faster, with other bits")
 
 
-def node() -> str:
+def _node() -> str:
     """The address in Ray of the node that this runs on."""
     import ray
 
