@@ -112,7 +112,9 @@ def _project(folder: Path) -> tuple[Path, dict[str, str]]:
     }
     for name in ("RAY_ADDRESS", "PREFECT_API_URL"):
         env.pop(name, None)
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+    identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    first = ["git", *identity, "commit", "-q", "--allow-empty", "-m", "Start"]  # DVCLive wants one
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], first):
         subprocess.run(command, cwd=root, env=env, check=True)
     (root / "dvc.yaml").write_text(STAGE)
     count = 2 * params.load(PARAMS).train.batch_size

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from resflow.errors import SetupError
 from resflow.files import explained
 from resflow.training.loop import Epoch
 
@@ -45,7 +46,11 @@ class Live:
 
     def _start(self) -> Any:
         from dvclive.live import Live as Log  # half a second, which a run that is done already need not wait
+        from scmrepo.exceptions import SCMError  # comes with DVC
 
         # dvc.yaml is written by hand, experiments are made by `dvc exp run`. That it opens the repository, most of the
         # half second, serves DVC Studio alone, but without it paths there would be those of this machine
-        return Log(str(self._folder), dvcyaml=False, save_dvc_exp=False)
+        try:
+            return Log(str(self._folder), dvcyaml=False, save_dvc_exp=False)
+        except SCMError as error:
+            raise SetupError(str(self._folder), f"DVCLive cannot log there ({error})", "Make a first commit") from error

@@ -98,6 +98,13 @@ def test_the_repository_is_left_as_it_is(repository: Path) -> None:
     assert refs.stdout == "", "it made an experiment"
 
 
+def test_a_repository_without_a_commit_is_one_error(tmp_path: Path) -> None:
+    for command in ("git init -q", f"{sys.executable} -m dvc init -q"):
+        subprocess.run(command.split(), cwd=tmp_path, check=True)
+    with pytest.raises(SetupError, match=r"live: DVCLive cannot log there \(Empty git repo\)\. Make a first commit"):
+        Live(tmp_path / "live").show(history(1))
+
+
 def test_nothing_in_it_depends_on_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         live = Live(tmp_path / name)
