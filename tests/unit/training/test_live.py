@@ -53,16 +53,22 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """The current folder as a git and DVC repository, in which what is under timings is ignored."""
-    for command in ("git init -q", f"{sys.executable} -m dvc init -q", "git add -A"):
+def new_repository(tmp_path: Path) -> Path:
+    """The current folder as a git and DVC repository without a commit."""
+    for command in ("git init -q", f"{sys.executable} -m dvc init -q"):
         subprocess.run(command.split(), cwd=tmp_path, check=True)
-    (tmp_path / ".gitignore").write_text("/timings/\n")
-    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
-    subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
-    subprocess.run(["git", *identity, "commit", "-qm", "Start"], cwd=tmp_path, check=True)
     return tmp_path
+
+
+@pytest.fixture
+def repository(new_repository: Path) -> Path:
+    """The same with a commit, and what is under timings ignored."""
+    (new_repository / ".gitignore").write_text("/timings/\n")
+    (new_repository / "dvc.yaml").write_text("stages: {}\n")
+    identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    subprocess.run(["git", "add", "-A"], cwd=new_repository, check=True)
+    subprocess.run(["git", *identity, "commit", "-qm", "Start"], cwd=new_repository, check=True)
+    return new_repository
 
 
 def test_each_epoch_can_be_seen_as_soon_as_it_is_done(tmp_path: Path) -> None:
@@ -98,11 +104,9 @@ def test_the_repository_is_left_as_it_is(repository: Path) -> None:
     assert refs.stdout == "", "it made an experiment"
 
 
-def test_a_repository_without_a_commit_is_one_error(tmp_path: Path) -> None:
-    for command in ("git init -q", f"{sys.executable} -m dvc init -q"):
-        subprocess.run(command.split(), cwd=tmp_path, check=True)
+def test_a_repository_without_a_commit_is_one_error(new_repository: Path) -> None:
     with pytest.raises(SetupError, match=r"live: DVCLive cannot log there \(Empty git repo\)\. Make a first commit"):
-        Live(tmp_path / "live").show(history(1))
+        Live(new_repository / "live").show(history(1))
 
 
 def test_nothing_in_it_depends_on_time(tmp_path: Path) -> None:

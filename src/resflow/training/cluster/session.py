@@ -22,7 +22,7 @@ from resflow.training.cluster.reader import store_bytes
 from resflow.training.job import Job
 from resflow.training.remote import Bucket
 
-__all__ = ["connected", "elsewhere", "prepare", "started"]
+__all__ = ["connected", "prepare", "started"]
 
 
 @contextmanager
@@ -31,22 +31,19 @@ def connected(job: Job, address: str | None) -> Iterator[None]:
 
     The nodes of a cluster find the arrays where `job.runs` says. Raises `TrainingError`, `SetupError` or `StoreError`.
     """
-    address = elsewhere(address)
-    prepare(job, address)
+    address = prepare(job, address)
     with started(job, address):
         yield
 
 
-def elsewhere(address: str | None) -> str | None:
-    """`local` is what there is without an address: Ray on this machine, for the run."""
-    return None if address == "local" else address
-
-
-def prepare(job: Job, address: str | None) -> None:
+def prepare(job: Job, address: str | None) -> str | None:
     """What is to be there before Ray is: for workers elsewhere a cluster that answers, and the arrays in the bucket.
 
+    Returns the cluster's address; None stands for Ray on this machine, for the run, which `local` asks for, too.
     Raises `TrainingError`, `SetupError` or `StoreError`.
     """
+    if address == "local":
+        address = None
     home()  # which Ray asks for when it is imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
@@ -54,6 +51,7 @@ def prepare(job: Job, address: str | None) -> None:
         _prepare_to_join()
         if isinstance(job.runs, Bucket):
             job.runs.send(job.arrays)
+    return address
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from resflow.processes import cores
 from resflow.training import loop
 from resflow.training.cluster.post import joined
 from resflow.training.cluster.reader import cause
-from resflow.training.cluster.session import elsewhere, prepare, started
+from resflow.training.cluster.session import prepare, started
 from resflow.training.cluster.worker import name_interface, work
 from resflow.training.display import Display, Timing
 from resflow.training.job import Job
@@ -49,8 +49,7 @@ def fit(job: Job, address: str | None, live: Path) -> tuple[loop.State, list[Tim
     Raises `TrainingError`, or `StoreError` for a bucket that cannot be used, before training starts; also what a worker
     raised last, such as `SetupError` on a full disk.
     """
-    address = elsewhere(address)
-    prepare(job, address)
+    address = prepare(job, address)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s by default, which also paces report()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor more; our checkpoints need no notice
     if job.train.workers[0] < job.train.workers[1]:  # else a lost node is waited for, a minute by default
