@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from resflow.errors import RETRYABLE, SetupError, StageError
 from resflow.files import write
 from resflow.params import RUN_TREES
-from resflow.processes import die_with_parent
+from resflow.processes import die_with_parent, locked
 
 __all__ = [
     "Pushed",
@@ -148,6 +148,7 @@ def _recorded(lock: bytes) -> dict[tuple[str, str], dict[str, str | None]]:
 
 def edited(root: Path) -> list[str]:
     """Code, parameters and data that are no longer what the stages ran with, by dvc.lock. Raises `StageError`."""
+    _mend(root)
     code, lines = _dvc(root, ["status", "--json"], lambda line: None, None)
     found = next((line for line in reversed(lines) if line.startswith("{")), "")  # DVC may warn of something else
     if code or not found:
@@ -175,6 +176,7 @@ def _digest(path: str, contents: Mapping[str, bytes]) -> str:
 def run_stage(root: Path, name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageRun:
     """`dvc repro` this one stage, handing each line of its output to `on_line`. Raises `StageError`."""
     started = time.perf_counter()
+    _mend(root)
     with _lock_kept(root / "dvc.lock"):
         code, lines = _dvc(root, ["repro", "--single-item", name], on_line, env)
         if code:
@@ -186,6 +188,7 @@ def run_stage(root: Path, name: str, on_line: Callable[[str], None], env: Mappin
 def push(root: Path, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> Pushed:
     """Send what the DVC remote lacks of data and models. Raises `StageError`."""
     started = time.perf_counter()
+    _mend(root)
     code, lines = _dvc(root, ["push"], on_line, env)
     if code:
         reason = _complaint(lines) or "it said nothing"
@@ -385,7 +388,7 @@ def _lock_kept(lock: Path) -> Iterator[None]:
 
     Not after other failures: another DVC command may have written its own results meanwhile.
     """
-    copy = lock.parent / ".resflow" / f"{lock.name}.{os.getpid()}"  # made while there is room: renaming needs none
+    copy = _copy(lock, os.getpid())  # made while there is room: renaming needs none
     if lock.exists():
         write(copy, lock.read_bytes())
     try:
@@ -399,6 +402,50 @@ def _lock_kept(lock: Path) -> Iterator[None]:
         raise
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _copy(lock: Path, pid: int | str) -> Path:
+    return lock.parent / ".resflow" / f"{lock.name}.{pid}"
+
+
+def _mend(root: Path) -> None:
+    """What a kill has left half written, which DVC then cannot read: it writes dvc.lock and .dvc/tmp/rwlock in place.
+
+    The former is put back as a process that was killed has kept it; the latter, of who is at work, is made anew.
+    """
+    lock, tmp = root / "dvc.lock", root / ".dvc" / "tmp"
+    copies = [path for path in lock.parent.glob(f".resflow/{lock.name}.*") if _is_left(path)]
+
+    def torn() -> list[Path]:
+        readable = {lock: _is_lock, tmp / "rwlock": _is_json}
+        return [path for path, reads in readable.items() if path.exists() and not reads(path)]
+
+    if torn():
+        tmp.mkdir(exist_ok=True)
+        with (tmp / "lock").open("a") as whole, (tmp / "rwlock.lock").open("a") as guard:
+            if not (locked(whole) and locked(guard)):
+                return  # a DVC command is writing it
+            for path in torn():
+                if path != lock:
+                    path.unlink()
+                elif copies:
+                    max(copies, key=lambda copy: copy.stat().st_mtime).replace(lock)
+    for copy in copies:
+        copy.unlink(missing_ok=True)
+
+
+def _is_left(copy: Path) -> bool:
+    """Whether the process is no more that made it."""
+    pid = copy.suffix.removeprefix(".")
+    return pid.isdigit() and not psutil.pid_exists(int(pid))
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _is_lock(path: Path) -> bool:

@@ -23,6 +23,10 @@ Every other drill kills when the newest checkpoint has passed a random step, the
 start of the command and its end: while it loads, starts a cluster, or writes what it has made. (A worker of Ray is only
 there to be killed while it trains.) `make test` runs some of either sort, always of the same seeds, and stops by
 SIGTERM and Ctrl-C beside them.
+
+DVC writes two files of its own in place, `dvc.lock` and `.dvc/tmp/rwlock`. A kill of `dvc repro` in that very moment
+leaves one half written, which the next `dvc repro` refuses: it then needs `rm .dvc/tmp/rwlock`, or `git checkout
+dvc.lock`, first. `resflow run` mends both by itself.
 """
 
 
@@ -51,10 +55,11 @@ def main() -> None:
                 same = sum(outcome.outputs == wanted for outcome in outcomes)
                 wrong += len(outcomes) - same
                 kills = sum(outcome.kills for outcome in outcomes)
-                rows.append([kind.what, str(len(outcomes)), str(kills), str(same)])
+                by_hand = sum(outcome.by_hand for outcome in outcomes)
+                rows.append([kind.what, *map(str, (len(outcomes), kills, same, by_hand))])
         finally:
             stop_store(project)
-    body = table(["killed", "drills", "kills", "ended in the same bits"], rows)
+    body = table(["killed", "drills", "kills", "ended in the same bits", "half-written files of DVC deleted"], rows)
     command = f"`make drills N={arguments.times}` on {environment()}."
     write(PAGE, f"{HEAD}\n{command}\n\n{body}".encode())
     print(body)

@@ -10,6 +10,7 @@ The pytest module beside this one runs a few, `python -m tests.drills` as many a
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.processes import command_line, descendants, train_workers
 from tests.conftest import Project
@@ -64,6 +67,8 @@ class Outcome:
     kills: int
     steps: tuple[int, ...]
     """Of the newest checkpoint at each kill."""
+    by_hand: int
+    """Files of DVC's own that a kill left half written, so that `dvc repro` needed them deleted."""
     outputs: Mapping[str, str]
 
 
@@ -89,7 +94,7 @@ def drill(project: Project, kind: Kind, seed: int, seconds: float | None = None)
     draw = random.Random(f"{kind.what} {seed}")
     _renew(project, kind, draw)
     steps: list[int] = []
-    left, attempts = 0, draw.choice((1, 2))
+    left, by_hand, attempts = 0, 0, draw.choice((1, 2))
     for _ in range(attempts):
         followers = list[int]()
         with (project.root.parent / "drill.log").open("a") as log:
@@ -128,11 +133,26 @@ def drill(project: Project, kind: Kind, seed: int, seconds: float | None = None)
         alive = [pid for pid in followers if not gone(pid, END_SECONDS)]
         assert not alive, f"these outlive what started them: {alive}"
         left = newest(project)
+        by_hand += _delete_torn(project) if kind.command[0] == "dvc" else 0
     if not kind.survives:
         done = project.run(*kind.command, timeout=2 * START_SECONDS, OMP_WAIT_POLICY="PASSIVE")
         # after a run that was not hit, or hit before its first checkpoint, there is nothing to go on from
         assert len(steps) < attempts or not left or "going on from step" in done.out, "it began anew"
-    return Outcome(len(steps), tuple(steps), outputs(project))
+    return Outcome(len(steps), tuple(steps), by_hand, outputs(project))
+
+
+def _delete_torn(project: Project) -> int:
+    """What DVC writes in place and cannot read now; the number of such files."""
+    readable = {".dvc/tmp/rwlock": json.loads, "dvc.lock": lambda text: yaml.safe_load(text)["stages"]}
+    torn = 0
+    for name, read in readable.items():
+        path = project.root / name
+        try:
+            read(path.read_text())
+        except (ValueError, yaml.YAMLError, TypeError, KeyError):
+            path.unlink()
+            torn += 1
+    return torn
 
 
 def outputs(project: Project) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import subprocess
 from hashlib import md5
@@ -108,6 +109,35 @@ def test_a_dvc_lock_that_could_not_be_written_to_its_end_is_put_back_though_it_c
         fail()
     assert lock.read_text() == before
     assert list((tmp_path / ".resflow").iterdir()) == []
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A project whose stage has run, as a kill leaves it while DVC writes what it keeps."""
+    small_repository(tmp_path, {"a": {"cmd": "echo made > out", "outs": ["out"]}}, None)
+    for _ in range(2):  # a lock that is there is kept
+        pipeline.run_stage(tmp_path, "a", lambda line: None)
+    with subprocess.Popen("true") as gone:
+        pass
+    lock = tmp_path / "dvc.lock"
+    lock.rename(tmp_path / ".resflow" / f"dvc.lock.{gone.pid}")
+    lock.write_text("schema:")
+    (tmp_path / ".dvc" / "tmp" / "rwlock").write_text("")
+    return tmp_path
+
+
+def test_what_a_kill_left_half_written_of_dvcs_own_is_mended_by_the_next_run(killed: Path) -> None:
+    assert not pipeline.run_stage(killed, "a", lambda line: None).ran
+    assert list((killed / ".resflow").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["lock", "rwlock.lock"])
+def test_nothing_is_mended_while_a_dvc_command_may_be_writing_it(killed: Path, name: str) -> None:
+    with (killed / ".dvc" / "tmp" / name).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pipeline._mend(killed)
+    assert (killed / "dvc.lock").read_text() == "schema:"
+    assert (killed / ".dvc" / "tmp" / "rwlock").read_text() == ""
 
 
 @pytest.mark.parametrize(("level", "below"), [("--local", ""), ("--global", "a folder/below")])
