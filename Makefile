@@ -48,7 +48,7 @@ lint: $(INSTALLED) ## Check style, types and import rules
 
 bench: peers ## Measure accuracy, speed, overhead and scaling into docs/ (about an hour; QUICK=1 about 15 minutes)
 	$(BIN)/dvc repro prepare
-	$(BIN)/python -m benchmarks.training --rounds $(if $(QUICK),1,5)
+	$(BIN)/python -m benchmarks.training $(if $(QUICK),--epochs 4 --rounds 1)
 	$(BIN)/python -m benchmarks.stream --rounds $(if $(QUICK),1,5)
 	$(BIN)/python -m benchmarks.accuracy --seeds 0 $(if $(QUICK),,1 2 3 4)
 	$(BIN)/python -m benchmarks.keras_article --epochs $(if $(QUICK),1,10)

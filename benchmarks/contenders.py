@@ -1,9 +1,10 @@
 """The same training, by hand, by resflow and by others; one contender a process, called by `benchmarks.training`.
 
-    python -m benchmarks.contenders bare FOLDER      # FOLDER holds prepared arrays; prints one line of JSON
+    python -m benchmarks.contenders bare FOLDER      # FOLDER holds prepared arrays; prints lines of JSON
 
 All train the network of params.yaml for a few epochs with its batch size, precision, optimiser, learning rates and
-shifts, and validate after each; what is reported is the median of the epochs after the first, without start-up.
+shifts, and validate after each. The last line tells images per second, by the median of the epochs after the first
+without start-up, and memory. With --turns one in this process also tells each epoch, and waits for a line before it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,25 @@ from resflow.processes import keep_memory
 from resflow.training import optimizer
 
 EPOCHS = 5
+"""By default."""
 MEAN, STD = 0.1307, 0.3081  # of MNIST; any will do for a speed
+
+
+class Clock:
+    """Seconds of each epoch, all that is done in it: `turn` is called before the first and after each."""
+
+    def __init__(self, waits: bool = False) -> None:
+        self.seconds: list[float] = []
+        self._waits, self._began = waits, 0.0
+
+    def turn(self) -> None:
+        """End an epoch and begin the next: at once, or when a line comes in."""
+        if self._began:
+            self.seconds.append(time.perf_counter() - self._began)
+        if self._waits:
+            print(json.dumps({"seconds": self.seconds[-1:]}), flush=True)
+            sys.stdin.readline()
+        self._began = time.perf_counter()
 
 
 class Data:
@@ -71,7 +90,7 @@ class Data:
         return map(self.batch, self.order())
 
     def rate(self, step: int) -> float:
-        return optimizer.learning_rate(self.train, step, EPOCHS * self.steps)
+        return optimizer.learning_rate(self.train, step, self.train.epochs * self.steps)
 
 
 def network(settings: Params) -> nn.Module:
@@ -79,27 +98,26 @@ def network(settings: Params) -> nn.Module:
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def bare(folder: Path, settings: Params) -> list[float]:
+def bare(folder: Path, settings: Params, clock: Clock) -> list[float]:
     """A loop in plain torch: the limit."""
-    return _bare(Data(folder, settings.train), settings, network(settings))
+    return _bare(Data(folder, settings.train), settings, network(settings), clock)
 
 
-def torchrun(folder: Path, settings: Params) -> list[float]:
+def torchrun(folder: Path, settings: Params, clock: Clock) -> list[float]:
     """The bare loop, two processes of one thread, DistributedDataParallel; started by torchrun."""
     torch.distributed.init_process_group("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     data = Data(folder, settings.train, rank, world)
-    seconds = _bare(data, settings, nn.parallel.DistributedDataParallel(network(settings)))
+    seconds = _bare(data, settings, nn.parallel.DistributedDataParallel(network(settings)), clock)
     torch.distributed.destroy_process_group()
     return seconds
 
 
-def _bare(data: Data, settings: Params, net: nn.Module) -> list[float]:
+def _bare(data: Data, settings: Params, net: nn.Module, clock: Clock) -> list[float]:
     train, move, step = settings.train, optimizer.make(net, settings.train), 0
     bfloat16 = train.precision == "bfloat16"
-    seconds = []
-    for _ in range(EPOCHS):
-        started = time.perf_counter()
+    clock.turn()
+    for _ in range(train.epochs):
         net.train()
         for images, labels in data:
             for group in move.param_groups:
@@ -114,16 +132,15 @@ def _bare(data: Data, settings: Params, net: nn.Module) -> list[float]:
         net.eval()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             (net(data.validation).argmax(1) == data.truth).float().mean().item()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+        clock.turn()
+    return clock.seconds
 
 
-def loop(folder: Path, settings: Params) -> list[float]:
+def loop(folder: Path, settings: Params, clock: Clock) -> list[float]:
     """resflow's loop alone; with a checkpoint every so many steps if `checkpoint.steps` says so."""
     from resflow.training import loop as ours
     from resflow.training.checkpoint import Keeper, LocalFolder
 
-    moments = [time.perf_counter()]
     card = _card(settings)
     ours.prepare_torch(0, settings.train.threads)
     splits = (arrays.load(folder, "train"), arrays.load(folder, "validation"))
@@ -132,6 +149,7 @@ def loop(folder: Path, settings: Params) -> list[float]:
         keeper = Keeper(
             LocalFolder(folder.parents[1] / "checkpoints"), device="cpu", steps=settings.checkpoint.steps, seconds=0
         )
+    clock.turn()
     ours.train(
         card.network(),
         *splits,
@@ -140,17 +158,33 @@ def loop(folder: Path, settings: Params) -> list[float]:
         seed=0,
         device=torch.device("cpu"),
         keeper=keeper,
-        on_epoch=lambda state: moments.append(time.perf_counter()),
+        on_epoch=lambda state: clock.turn(),
     )
-    return list(np.diff(moments))
+    return clock.seconds
 
 
-def ray(folder: Path, settings: Params) -> list[float]:
+def ray(folder: Path, settings: Params, clock: Clock) -> list[float]:
     """resflow through Ray Train: in local mode, or on a Ray of this machine where there are several workers."""
-    return _fit(folder, settings, None)
+    if settings.train.workers > (1, 1):
+        return _fit(folder, settings, None)
+    from resflow.training import loop as ours
+
+    train = ours.train
+
+    def clocked(*arguments: Any, on_epoch: Callable[..., None], **options: Any) -> Any:
+        def ended(state: Any) -> None:
+            on_epoch(state)
+            clock.turn()
+
+        clock.turn()
+        return train(*arguments, on_epoch=ended, **options)
+
+    ours.train = clocked  # type: ignore[assignment]  # for the one call below
+    _fit(folder, settings, None)
+    return clock.seconds
 
 
-def ray_on_cluster(folder: Path, settings: Params) -> list[float]:
+def ray_on_cluster(folder: Path, settings: Params, clock: Clock) -> list[float]:
     """resflow through Ray Train on a cluster of this machine alone, also with one worker."""
     with _cluster() as address:
         return _fit(folder, settings, address)
@@ -179,14 +213,14 @@ def _cluster() -> Iterator[str]:
             end(head)
 
 
-def bare_on_ray(folder: Path, settings: Params) -> list[float]:
+def bare_on_ray(folder: Path, settings: Params, clock: Clock) -> list[float]:
     """The bare loop in a worker of Ray Train on a cluster of this machine: what Ray leaves to a loop."""
 
     def work() -> list[float]:
         torch.set_num_threads(settings.train.threads)
         torch.manual_seed(0)
         keep_memory()
-        return bare(folder, settings)
+        return bare(folder, settings, clock)
 
     with _cluster() as address:
         import ray  # not sooner: it then reads whether clusters ask for a token
@@ -204,7 +238,7 @@ def bare_on_ray(folder: Path, settings: Params) -> list[float]:
         return seconds
 
 
-def lightning(folder: Path, settings: Params) -> list[float]:
+def lightning(folder: Path, settings: Params, clock: Clock) -> list[float]:
     """PyTorch Lightning, fed by the bare loop's batches."""
     import logging
     import warnings
@@ -213,7 +247,7 @@ def lightning(folder: Path, settings: Params) -> list[float]:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    data, moments = Data(folder, settings.train), [0.0]
+    data = Data(folder, settings.train)
 
     class Module(L.LightningModule):
         def __init__(self) -> None:
@@ -233,11 +267,14 @@ def lightning(folder: Path, settings: Params) -> list[float]:
             schedule = torch.optim.lr_scheduler.LambdaLR(move, lambda step: data.rate(step) / settings.train.lr)
             return {"optimizer": move, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+        def on_train_start(self) -> None:
+            clock.turn()
+
         def on_validation_end(self) -> None:
-            moments.append(time.perf_counter())
+            clock.turn()
 
     trainer = L.Trainer(
-        max_epochs=EPOCHS,
+        max_epochs=settings.train.epochs,
         accelerator="cpu",
         precision="bf16-mixed" if settings.train.precision == "bfloat16" else "32-true",
         logger=False,
@@ -249,10 +286,10 @@ def lightning(folder: Path, settings: Params) -> list[float]:
     whole: Any = [(data.validation, data.truth)]
     validation = torch.utils.data.DataLoader(whole, batch_size=None)
     trainer.fit(Module(), _Sized(data), validation)
-    return list(np.diff(moments))
+    return clock.seconds
 
 
-def accelerate(folder: Path, settings: Params) -> list[float]:
+def accelerate(folder: Path, settings: Params, clock: Clock) -> list[float]:
     """Hugging Face Accelerate, fed by the bare loop's batches."""
     from accelerate import Accelerator
 
@@ -262,9 +299,8 @@ def accelerate(folder: Path, settings: Params) -> list[float]:
     move = optimizer.make(net, settings.train)
     schedule = torch.optim.lr_scheduler.LambdaLR(move, lambda step: data.rate(step) / settings.train.lr)
     net, move, schedule = helper.prepare(net, move, schedule)
-    seconds = []
-    for _ in range(EPOCHS):
-        started = time.perf_counter()
+    clock.turn()
+    for _ in range(settings.train.epochs):
         net.train()
         for images, labels in data:
             with helper.accumulate(net):
@@ -276,8 +312,8 @@ def accelerate(folder: Path, settings: Params) -> list[float]:
         net.eval()
         with torch.inference_mode():
             (net(data.validation).argmax(1) == data.truth).float().mean().item()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+        clock.turn()
+    return clock.seconds
 
 
 class _Sized:
@@ -320,7 +356,7 @@ def job(folder: Path, settings: Params) -> Any:
     )
 
 
-CONTENDERS: dict[str, Callable[[Path, Params], list[float]]] = {
+CONTENDERS: dict[str, Callable[[Path, Params, Clock], list[float]]] = {
     function.__name__: function
     for function in (bare, torchrun, loop, ray, ray_on_cluster, bare_on_ray, lightning, accelerate)
 }
@@ -336,8 +372,10 @@ def main() -> None:
     parser.add_argument("--precision")
     parser.add_argument("--loader", default="memory")
     parser.add_argument("--checkpoint-steps", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--turns", action="store_true")
     arguments = parser.parse_args()
-    changes: dict[str, Any] = {"train.epochs": EPOCHS, "train.num_workers": arguments.workers}
+    changes: dict[str, Any] = {"train.epochs": arguments.epochs, "train.num_workers": arguments.workers}
     changes |= {"train.shards": arguments.shards, "train.device": "cpu", "train.max_failures": 0}
     changes |= {"checkpoint.steps": arguments.checkpoint_steps, "data.loader": arguments.loader}
     given = {"train.threads": arguments.threads, "train.precision": arguments.precision}
@@ -351,11 +389,11 @@ def main() -> None:
     )
     peak = memory.watch_workers(arguments.workers) if in_workers else memory.own
     folder = arguments.folder.resolve()  # where workers stand is not here
-    seconds = statistics.median(CONTENDERS[arguments.name](folder, settings)[1:])
+    seconds = statistics.median(CONTENDERS[arguments.name](folder, settings, Clock(arguments.turns))[1:])
     steps = len(arrays.load(folder, "train").labels) // settings.train.batch_size
     if int(os.environ.get("RANK", 0)) == 0 and math.isfinite(seconds):
-        rate = steps * settings.train.batch_size / seconds
-        print(json.dumps({"images_per_second": rate, "peak_mib": peak()}))
+        images = steps * settings.train.batch_size
+        print(json.dumps({"images": images, "images_per_second": images / seconds, "peak_mib": peak()}))
 
 
 if __name__ == "__main__":

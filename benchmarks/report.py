@@ -15,8 +15,8 @@ HEAD = """# Benchmarks
 
 Written by the commands it names; `make bench` runs them all.
 
-Contenders take turns, round by round. "Of the first", or of another, is the median of the rounds' ratios, lowest and
-highest are those of the ratios, and a figure by itself is its own median: the ratio of two medians may differ.
+Contenders take turns. "Of the first", or of another, is the median of the ratios within a turn, lowest, highest and the
+middle half are those of the ratios, and a figure by itself is its own median: the ratio of two medians may differ.
 """
 
 

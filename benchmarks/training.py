@@ -1,11 +1,12 @@
 """Images per second of the training loop: by hand, by resflow, by others, on one worker and on two.
 
-    python -m benchmarks.training            # five rounds, about 20 minutes
-    python -m benchmarks.training --rounds 1
+    python -m benchmarks.training            # 30 epochs and 5 rounds, about 25 minutes
+    python -m benchmarks.training --epochs 6 --rounds 1
 
-Contenders take turns, each in a process of its own (`benchmarks.contenders`), every other round in reverse; figures
-are medians over the rounds, and a ratio is the median of the ratios within a round. Needs data/prepared (`dvc repro
-prepare`); peers come with `make peers`, and one that is missing is told.
+Contenders that train in their own process (`benchmarks.contenders`) take turns epoch by epoch, of which the first two
+count for nothing; those on a cluster of Ray, whose helpers never rest, take turns as whole processes. Figures are
+medians, and a ratio is the median of the ratios within a turn. Needs data/prepared (`dvc repro prepare`); peers come
+with `make peers`, and one that is missing is told.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,20 +32,27 @@ from resflow.data import arrays
 from resflow.processes import MALLOC
 from resflow.study.peak import matmul
 
+T = TypeVar("T")
 IMAGES, VALIDATION = 12_800, 1_000
 """Of MNIST, an epoch."""
+WARM_UP = 2
+"""Epochs until memory and threads are where they stay."""
 PYTHON = [sys.executable, "-m"]
+LIMIT = {"bare loop, memory kept (the limit)": ["bare", "--keep-memory"]}
 ALONE = {
-    "bare loop, memory kept (the limit)": ["bare", "--keep-memory"],
+    **LIMIT,
     "resflow's loop": ["loop"],
     "bare loop, memory given back as glibc does": ["bare"],
     "resflow, Ray Train in local mode": ["ray"],
-    "bare loop in Ray Train on a cluster of one, memory kept": ["bare_on_ray"],
-    "resflow, Ray Train on a cluster of one": ["ray_on_cluster"],
     "PyTorch Lightning": ["lightning"],
     "Hugging Face Accelerate": ["accelerate"],
     "resflow's loop, 2 shards": ["loop", "--shards", "2"],
     "resflow's loop, 4 shards": ["loop", "--shards", "4"],
+}
+ON_CLUSTER = {
+    **LIMIT,
+    "bare loop in Ray Train on a cluster of one, memory kept": ["bare_on_ray"],
+    "resflow, Ray Train on a cluster of one": ["ray_on_cluster"],
 }
 NARROW = {
     "bare loop, memory kept, bfloat16": ["bare", "--keep-memory", "--precision", "bfloat16"],
@@ -83,22 +93,26 @@ MOST_STALL = 0.01
 def main() -> None:
     """Measure and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    command = f"python -m benchmarks.training --rounds {rounds}"
+    given = parser.parse_args()
+    command = f"python -m benchmarks.training --epochs {given.epochs} --rounds {given.rounds}"
     with tempfile.TemporaryDirectory() as folder:
         place = _some_images(Path(folder))
-        alone = _rounds(ALONE, place, rounds, [])
-        narrow = _rounds(NARROW, place, rounds, [])
-        kept = _rounds(KEPT, place, rounds, [])
-        together = _rounds(TOGETHER, place, rounds, ["--workers", "2", "--threads", "1"])
-    load = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}; n = {rounds} rounds.\n"
-    size = f"Epochs of {IMAGES:,} images of MNIST, validated on {VALIDATION:,}; median of those after the first.\n\n"
-    record("Training speed: one worker", command, size + _shown(alone) + HELD + HELPERS + load)
-    record("Training speed: bfloat16", command, size + _shown(narrow) + load)
+        alone, narrow, kept = (_epochs(group, place, given.epochs) for group in (ALONE, NARROW, KEPT))
+        on_cluster = _rounds(ON_CLUSTER, place, given.rounds, [])
+        together = _rounds(TOGETHER, place, given.rounds, ["--workers", "2", "--threads", "1"])
+    images = f"of {IMAGES:,} images of MNIST, validated on {VALIDATION:,}"
+    in_turns = f"{given.epochs} epochs {images}, in turns; the first {WARM_UP} count for nothing.\n\n"
+    whole = f"Epochs {images}; median of those after the first.\n\n"
+    end = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}"
+    load, rounds = f"{end}.\n", f"{end}; n = {given.rounds} rounds.\n"
+    record("Training speed: one worker", command, in_turns + _shown(alone) + load)
+    record("Training speed: a cluster of one worker", command, whole + _shown(on_cluster) + HELPERS + HELD + rounds)
+    record("Training speed: bfloat16", command, in_turns + _shown(narrow) + load)
     record("Share of the machine's peak", command, _peak({"float32": alone, "bfloat16": narrow}) + load)
-    record("What checkpoints cost", command, size + _shown(kept) + _stall(kept) + load)
-    record("Training speed: two workers of one thread", command, size + _shown(together) + HELD + load)
+    record("What checkpoints cost", command, in_turns + _shown(kept) + _stall(kept) + load)
+    record("Training speed: two workers of one thread", command, whole + _shown(together) + HELD + rounds)
 
 
 def _some_images(folder: Path) -> Path:
@@ -111,18 +125,92 @@ def _some_images(folder: Path) -> Path:
     return place
 
 
+def _epochs(contenders: dict[str, list[str]], place: Path, epochs: int) -> dict[str, list[Any]]:
+    """Of each epoch but the first ones, of processes that take turns; [None] where packages are missing."""
+    results: dict[str, list[Any]] = {name: [None] for name in contenders}
+    with ExitStack() as stack:
+        waiting: dict[str, Waiting] = {}
+        for name, arguments in contenders.items():
+            print(f"starting {name}", file=sys.stderr, flush=True)
+            said = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = stack.enter_context(Waiting([*arguments, "--epochs", str(epochs)], place, said))
+            if process.told():
+                waiting[name] = process
+        seconds: dict[str, list[float]] = {name: [] for name in waiting}
+        for number in range(epochs):
+            for name, process in _in_turn(waiting, number):
+                seconds[name] += process.go()["seconds"]
+                print(f"epoch {number + 1}, {name}: {seconds[name][-1]:.3f} s", file=sys.stderr, flush=True)
+        for name, process in waiting.items():
+            end = process.go()
+            rates = [end["images"] / each for each in seconds[name][WARM_UP:]]
+            results[name] = [{"images_per_second": rate, "peak_mib": end["peak_mib"]} for rate in rates]
+    return results
+
+
+class Waiting:
+    """A contender that begins each epoch when it is told to; killed in the end. Its errors go to the file `said`."""
+
+    def __init__(self, arguments: list[str], place: Path, said: IO[str]) -> None:
+        command, env = _command(arguments, place, ["--turns"])
+        self._said = said
+        self._process = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        )
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def go(self) -> dict[str, Any]:
+        """Let it go on; what it tells next."""
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        told = self.told()
+        assert told, "packages do not go missing on the way"
+        return told
+
+    def told(self) -> dict[str, Any] | None:
+        """What it tells when it waits or ends; None where its packages are missing."""
+        assert self._process.stdout
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)  # type: ignore[no-any-return]
+        self._said.seek(0)
+        _raise_unless_missing(str(self._process.args), self._said.read())
+        return None
+
+
 def _rounds(contenders: dict[str, list[str]], place: Path, rounds: int, options: list[str]) -> dict[str, list[Any]]:
     results: dict[str, list[Any]] = {name: [] for name in contenders}
     for number in range(rounds):
-        # What ran before leaves the machine fresh or throttled: none always comes first.
-        for name, arguments in list(contenders.items())[:: -1 if number % 2 else 1]:
+        for name, arguments in _in_turn(contenders, number):
             results[name].append(_run(arguments, place, options))
             print(f"round {number + 1}, {name}: {results[name][-1]}", file=sys.stderr, flush=True)
     return results
 
 
+def _in_turn(contenders: dict[str, T], number: int) -> list[tuple[str, T]]:
+    """What ran before leaves the machine fresh or throttled: who comes first is drawn anew each time."""
+    return random.Random(number).sample(list(contenders.items()), len(contenders))
+
+
 def _run(arguments: list[str], place: Path, options: list[str]) -> dict[str, float] | None:
     """What one process printed; None where its packages are missing."""
+    command, env = _command(arguments, place, options)
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        _raise_unless_missing(" ".join(command), done.stdout + done.stderr)
+        return None
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))  # type: ignore[no-any-return]
+
+
+def _command(arguments: list[str], place: Path, options: list[str]) -> tuple[list[str], dict[str, str]]:
+    """How a contender is started: a command and its environment."""
     name, *own = arguments
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     env.pop("RAY_ADDRESS", None)
@@ -133,13 +221,13 @@ def _run(arguments: list[str], place: Path, options: list[str]) -> dict[str, flo
     if name == "torchrun":
         launcher = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
         env["OMP_NUM_THREADS"] = "1"
-    command = [*launcher, "benchmarks.contenders", name, str(place), *own, *options]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        if "ModuleNotFoundError" in done.stderr:
-            return None
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))  # type: ignore[no-any-return]
+    return [*launcher, "benchmarks.contenders", name, str(place), *own, *options], env
+
+
+def _raise_unless_missing(command: str, said: str) -> None:
+    """Of a contender that failed: raises `SystemExit`, unless packages are missing."""
+    if "ModuleNotFoundError" not in said:
+        raise SystemExit(f"{command}\n{said}")
 
 
 def _shown(results: dict[str, list[Any]]) -> str:
@@ -154,12 +242,13 @@ def _shown(results: dict[str, list[Any]]) -> str:
         rates = [run["images_per_second"] for run in runs]
         ratios = [rate / reference["images_per_second"] for rate, reference in zip(rates, base, strict=True)]
         ratio, memory = statistics.median(ratios), statistics.median(run["peak_mib"] for run in runs)
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        spread = f"{low:.2f} to {high:.2f}"
         rows.append([name, f"{statistics.median(rates):,.0f}", f"{ratio:.3f}", spread, f"{memory:,.0f}"])
         if name in AIMS:
             more = f"{MORE_MEMORY:.0f} MiB more memory at most: {_outcome(memory - least <= MORE_MEMORY)}"
             aims.append(f"- {name}: {AIMS[name]} of the first or more: {_outcome(ratio >= AIMS[name])}; {more}.\n")
-    header = ["", "images/s", "of the first", "lowest to highest", "peak memory of the process that trains (MiB)"]
+    header = ["", "images/s", "of the first", "middle half", "peak memory of the process that trains (MiB)"]
     return table(header, rows) + "\n" + ("Aims:\n\n" + "".join(aims) + "\n" if aims else "")
 
 

@@ -49,7 +49,7 @@ class Event(NamedTuple):
     history: tuple[Epoch, ...] = ()
     """With an epoch's last event, its outcome and those of all before it, by whomever they were trained."""
     seconds: float = 0.0
-    """That the finished epoch took, as in `Timing`."""
+    """That the finished epoch took until now: `Timing` has what showing it takes, too."""
 
     @property
     def finished(self) -> Epoch | None:
@@ -61,7 +61,7 @@ class Timing(NamedTuple):
     """What this run computed of an epoch: all of it, or what was left where it went on."""
 
     seconds: float
-    """Validation included."""
+    """Validation included, and showing the epoch."""
     images_per_second: float
 
 
@@ -90,11 +90,12 @@ class Meter:
         """After each epoch; returns how long it took."""
         epoch = history[-1]
         now = time.perf_counter()
-        seconds, rate = now - self._started, self._rate(now)
-        figures = (epoch.train_loss, epoch.train_accuracy, rate, self._run_rate(now))
-        self._show(Event(epoch.epoch, self._steps, self._steps, *figures, tuple(history), seconds))
-        self._started, self._since = time.perf_counter(), self._done
-        return Timing(seconds, rate)
+        figures = (epoch.train_loss, epoch.train_accuracy, self._rate(now), self._run_rate(now))
+        self._show(Event(epoch.epoch, self._steps, self._steps, *figures, tuple(history), now - self._started))
+        now = time.perf_counter()
+        timing = Timing(now - self._started, self._rate(now))
+        self._started, self._since = now, self._done
+        return timing
 
     def _rate(self, now: float) -> float:
         return (self._done - self._since) * self._batch_size / max(now - self._started, 1e-9)
