@@ -276,7 +276,7 @@ def _stall(kept: dict[str, list[Any]]) -> str:
     count = IMAGES // params.load(Path("params.yaml")).train.batch_size // EVERY
     each = statistics.median((more - less) / count for more, less in zip(with_them, without, strict=True))
     share = f"{each / interval:.2%} of the time, at one every {interval:g} s"
-    cost = f"A checkpoint costs training {1000 * each:.1f} ms (median of the rounds): {share} as in params.yaml."
+    cost = f"A checkpoint costs training {1000 * each:.1f} ms (median): {share} as in params.yaml."
     return f"{cost} Less than {MOST_STALL:.0%} was aimed at: {_outcome(each / interval < MOST_STALL)}.\n\n"
 
 
