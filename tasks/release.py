@@ -18,7 +18,6 @@ from resflow import pipeline, registry, storage
 from resflow.errors import GateError, RegistryError
 from resflow.evaluation.gate import Verdict, judge
 from resflow.params import Gate
-from resflow.pipeline import Pushed
 from resflow.registry import Snapshot, Version
 from resflow.stages.paths import METRICS, MODEL, PLOTS, PREPARED, SHEET
 from resflow.storage import Published
@@ -80,8 +79,8 @@ def register(root: Path, ran: Version | Snapshot) -> Registered:
 
 
 @task(task_run_name="push", retries=2, retry_delay_seconds=2, retry_condition_fn=can_help, cache_policy=NO_CACHE)
-def push(root: Path, endpoint: Endpoint) -> Pushed:
-    """Send data and models to the DVC remote. Raises `StageError`."""
+def push(root: Path, endpoint: Endpoint) -> int:
+    """Send data and models to the DVC remote; returns how many files it lacked. Raises `StageError`."""
     return pipeline.push(root, log, endpoint.environment())
 
 
@@ -91,9 +90,8 @@ def publish(root: Path, endpoint: Endpoint, bucket: str, version: Version) -> Pu
 
     Raises `RegistryError` where the model is another one by now.
     """
-    prefix = f"models/{version.name}/{version.version}"
     extra = {"name": version.name, "version": version.version, "commit": version.commit}
-    published = storage.publish(endpoint, bucket, prefix, bundle(root, version.commit), extra)
+    published = storage.publish(endpoint, bucket, version.prefix, bundle(root, version.commit), extra)
     log(f"published {published.url}" if published.created else f"{published.url} is there already: nothing to upload")
     return published
 

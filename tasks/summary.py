@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from resflow.pipeline import Pushed, StageRun
+from resflow.pipeline import StageRun
 from resflow.stages.paths import METRICS
 from resflow.storage import Published
 from tasks.release import Registered
@@ -22,7 +22,8 @@ class Release:
     """What was registered, pushed and published."""
 
     registered: Registered
-    pushed: Pushed
+    pushed: int
+    """Files sent to the DVC remote."""
     published: Published
     promoted: bool
     withheld: bool
@@ -55,7 +56,7 @@ class Summary:
         mine = f", made under the name of {identity}: git has none of yours" if identity == "resflow" else ""
         published = release.published
         sent = f"{published.uploaded_bytes / 1e6:.1f} MB" if published.created else "there before, nothing uploaded"
-        files = release.pushed.files
+        files = release.pushed
         data = f"{files} file{'s'[: files != 1]}" if files else "nothing to push"
         stage = "promoted to prod" if release.promoted else ("in prod" if "prod" in version.stages else "not promoted")
         rows = [

@@ -168,7 +168,7 @@ def test_a_change_reruns_the_stages_that_it_concerns_and_no_others(copied: Proje
     for path in (
         "README.md",
         "src/resflow/cli/structures.py",
-        "src/resflow/pipeline.py",
+        "src/resflow/pipeline/run.py",
         "flows/training.py",
         "pyproject.toml",
     ):

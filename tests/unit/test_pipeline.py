@@ -14,6 +14,7 @@ import yaml
 
 from resflow import params, pipeline
 from resflow.errors import RETRYABLE, SetupError, StageError
+from resflow.pipeline import locks, run
 from resflow.stages import NAMES
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_the_root_is_found_from_a_folder_below(tmp_path: Path) -> None:
 )
 def test_a_failed_stage_is_told_in_its_own_words(lines: list[str], said: str, retryable: bool) -> None:
     assert RETRYABLE == 75
-    error = pipeline._failure(said.partition(":")[0] if ": " in said else "train", 1, lines)
+    error = run._failure(said.partition(":")[0] if ": " in said else "train", 1, lines)
     assert isinstance(error, StageError)
     assert said in str(error)
     assert error.retryable is retryable
@@ -98,10 +99,10 @@ def test_a_dvc_lock_that_was_left_half_written_is_put_back(before: str | None, l
 def test_a_dvc_lock_that_could_not_be_written_to_its_end_is_put_back_though_it_can_be_read(tmp_path: Path) -> None:
     before = "schema: '2.0'\nstages: {}\n"
     lock = small_repository(tmp_path, "true", before)
-    error = pipeline._failure("a", 255, ["ERROR: failed to reproduce 'a': [Errno 28] No space left on device"])
+    error = run._failure("a", 255, ["ERROR: failed to reproduce 'a': [Errno 28] No space left on device"])
 
     def fail() -> None:
-        with pipeline._lock_kept(lock):
+        with locks.kept(lock):
             lock.write_text("stages:\n  a:\n    deps:\n    - path: code.py\n")
             raise error
 
@@ -135,7 +136,7 @@ def test_what_a_kill_left_half_written_of_dvcs_own_is_mended_by_the_next_run(kil
 def test_nothing_is_mended_while_a_dvc_command_may_be_writing_it(killed: Path, name: str) -> None:
     with (killed / ".dvc" / "tmp" / name).open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        pipeline._mend(killed)
+        locks.mend(killed)
     assert (killed / "dvc.lock").read_text() == "schema:"
     assert (killed / ".dvc" / "tmp" / "rwlock").read_text() == ""
 

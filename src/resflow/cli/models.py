@@ -199,7 +199,7 @@ def _pull(root: Path, version: Any, to: Path) -> list[Path]:
     endpoint = store.endpoint(root)
     if endpoint.embedded:
         endpoint = store.start(root)
-    return storage.pull(endpoint, parameters(root).store.bucket, f"models/{version.name}/{version.version}", to)
+    return storage.pull(endpoint, parameters(root).store.bucket, version.prefix, to)
 
 
 def _version(version: Any) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class Version:
     created: bool = field(default=False, compare=False)
     """Whether this very call made it."""
 
+    @property
+    def prefix(self) -> str:
+        """Of its bundle in the store."""
+        return f"models/{self.name}/{self.version}"
+
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
 
