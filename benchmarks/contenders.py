@@ -149,6 +149,12 @@ def loop(folder: Path, settings: Params, clock: Clock) -> list[float]:
         keeper = Keeper(
             LocalFolder(folder.parents[1] / "checkpoints"), device="cpu", steps=settings.checkpoint.steps, seconds=0
         )
+
+    def ended(state: Any) -> None:
+        if settings.checkpoint.steps:
+            keeper.wait()  # else it would write in another's turn
+        clock.turn()
+
     clock.turn()
     ours.train(
         card.network(),
@@ -158,7 +164,7 @@ def loop(folder: Path, settings: Params, clock: Clock) -> list[float]:
         seed=0,
         device=torch.device("cpu"),
         keeper=keeper,
-        on_epoch=lambda state: clock.turn(),
+        on_epoch=ended,
     )
     return clock.seconds
 
@@ -174,6 +180,7 @@ def ray(folder: Path, settings: Params, clock: Clock) -> list[float]:
     def clocked(*arguments: Any, on_epoch: Callable[..., None], **options: Any) -> Any:
         def ended(state: Any) -> None:
             on_epoch(state)
+            options["keeper"].wait()  # else it would write in another's turn
             clock.turn()
 
         clock.turn()
@@ -380,6 +387,8 @@ def main() -> None:
     changes |= {"checkpoint.steps": arguments.checkpoint_steps, "data.loader": arguments.loader}
     given = {"train.threads": arguments.threads, "train.precision": arguments.precision}
     changes |= {key: value for key, value in given.items() if value}
+    if arguments.turns:
+        changes["checkpoint.seconds"] = 0  # waiting for a turn is no training
     tree = params.override(params.read(Path("params.yaml")), changes, "params.yaml")
     settings = params.parse(tree, "params.yaml")
     torch.set_num_threads(settings.train.threads)

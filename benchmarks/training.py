@@ -4,9 +4,9 @@
     python -m benchmarks.training --epochs 6 --rounds 1
 
 Contenders that train in their own process (`benchmarks.contenders`) take turns epoch by epoch, of which the first two
-count for nothing; those on a cluster of Ray, whose helpers never rest, take turns as whole processes. Figures are
-medians, and a ratio is the median of the ratios within a turn. Needs data/prepared (`dvc repro prepare`); peers come
-with `make peers`, and one that is missing is told.
+count for nothing; those on a cluster of Ray, whose helpers never rest, and several workers take turns as whole
+processes. Figures are medians, and a ratio is the median of the ratios within a turn. Needs data/prepared (`dvc repro
+prepare`); peers come with `make peers`, and one that is missing is told.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
 
+from benchmarks.contenders import EPOCHS
 from benchmarks.report import record, table
 from resflow import params
 from resflow.data import arrays
@@ -96,6 +97,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    if given.epochs <= WARM_UP:
+        parser.error(f"--epochs: {given.epochs} leave none to count, of which the first {WARM_UP} never do")
     command = f"python -m benchmarks.training --epochs {given.epochs} --rounds {given.rounds}"
     with tempfile.TemporaryDirectory() as folder:
         place = _some_images(Path(folder))
@@ -103,10 +106,11 @@ def main() -> None:
         on_cluster = _rounds(ON_CLUSTER, place, given.rounds, [])
         together = _rounds(TOGETHER, place, given.rounds, ["--workers", "2", "--threads", "1"])
     images = f"of {IMAGES:,} images of MNIST, validated on {VALIDATION:,}"
-    in_turns = f"{given.epochs} epochs {images}, in turns; the first {WARM_UP} count for nothing.\n\n"
-    whole = f"Epochs {images}; median of those after the first.\n\n"
+    in_turns = f"Epochs {images}, in turns; the first {WARM_UP} count for nothing.\n\n"
+    whole = f"{EPOCHS} epochs {images}, of each process, in turns; a turn is the median of those after the first.\n\n"
     end = f"Load of the machine at the end: {os.getloadavg()[0]:.1f}"
-    load, rounds = f"{end}.\n", f"{end}; n = {given.rounds} rounds.\n"
+    load = f"{end}; n = {given.epochs - WARM_UP} epochs.\n"
+    rounds = f"{end}; n = {given.rounds} rounds.\n"
     record("Training speed: one worker", command, in_turns + _shown(alone) + load)
     record("Training speed: a cluster of one worker", command, whole + _shown(on_cluster) + HELPERS + HELD + rounds)
     record("Training speed: bfloat16", command, in_turns + _shown(narrow) + load)
@@ -129,11 +133,11 @@ def _epochs(contenders: dict[str, list[str]], place: Path, epochs: int) -> dict[
     """Of each epoch but the first ones, of processes that take turns; [None] where packages are missing."""
     results: dict[str, list[Any]] = {name: [None] for name in contenders}
     with ExitStack() as stack:
-        waiting: dict[str, Waiting] = {}
+        waiting: dict[str, Contender] = {}
         for name, arguments in contenders.items():
             print(f"starting {name}", file=sys.stderr, flush=True)
             said = stack.enter_context(tempfile.TemporaryFile("w+"))
-            process = stack.enter_context(Waiting([*arguments, "--epochs", str(epochs)], place, said))
+            process = stack.enter_context(Contender([*arguments, "--epochs", str(epochs)], place, said))
             if process.told():
                 waiting[name] = process
         seconds: dict[str, list[float]] = {name: [] for name in waiting}
@@ -148,17 +152,17 @@ def _epochs(contenders: dict[str, list[str]], place: Path, epochs: int) -> dict[
     return results
 
 
-class Waiting:
+class Contender:
     """A contender that begins each epoch when it is told to; killed in the end. Its errors go to the file `said`."""
 
     def __init__(self, arguments: list[str], place: Path, said: IO[str]) -> None:
         command, env = _command(arguments, place, ["--turns"])
-        self._said = said
+        self._command, self._said = command, said
         self._process = subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
         )
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> Contender:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -168,8 +172,9 @@ class Waiting:
     def go(self) -> dict[str, Any]:
         """Let it go on; what it tells next."""
         assert self._process.stdin
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and is heard why
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
         told = self.told()
         assert told, "packages do not go missing on the way"
         return told
@@ -181,7 +186,7 @@ class Waiting:
             if line.startswith("{"):
                 return json.loads(line)  # type: ignore[no-any-return]
         self._said.seek(0)
-        _raise_unless_missing(str(self._process.args), self._said.read())
+        _raise_unless_missing(self._command, self._said.read())
         return None
 
 
@@ -195,8 +200,10 @@ def _rounds(contenders: dict[str, list[str]], place: Path, rounds: int, options:
 
 
 def _in_turn(contenders: dict[str, T], number: int) -> list[tuple[str, T]]:
-    """What ran before leaves the machine fresh or throttled: who comes first is drawn anew each time."""
-    return random.Random(number).sample(list(contenders.items()), len(contenders))
+    """What ran before leaves the machine fresh or throttled: each comes first, and who comes before whom changes."""
+    reverse, first = divmod(number, len(contenders))
+    order = [*contenders.items()]
+    return (order[first:] + order[:first])[:: -1 if reverse % 2 else 1]
 
 
 def _run(arguments: list[str], place: Path, options: list[str]) -> dict[str, float] | None:
@@ -204,7 +211,7 @@ def _run(arguments: list[str], place: Path, options: list[str]) -> dict[str, flo
     command, env = _command(arguments, place, options)
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
-        _raise_unless_missing(" ".join(command), done.stdout + done.stderr)
+        _raise_unless_missing(command, done.stdout + done.stderr)
         return None
     return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))  # type: ignore[no-any-return]
 
@@ -224,10 +231,10 @@ def _command(arguments: list[str], place: Path, options: list[str]) -> tuple[lis
     return [*launcher, "benchmarks.contenders", name, str(place), *own, *options], env
 
 
-def _raise_unless_missing(command: str, said: str) -> None:
+def _raise_unless_missing(command: list[str], said: str) -> None:
     """Of a contender that failed: raises `SystemExit`, unless packages are missing."""
     if "ModuleNotFoundError" not in said:
-        raise SystemExit(f"{command}\n{said}")
+        raise SystemExit(f"{shlex.join(command)}\n{said}")
 
 
 def _shown(results: dict[str, list[Any]]) -> str:
@@ -242,7 +249,7 @@ def _shown(results: dict[str, list[Any]]) -> str:
         rates = [run["images_per_second"] for run in runs]
         ratios = [rate / reference["images_per_second"] for rate, reference in zip(rates, base, strict=True)]
         ratio, memory = statistics.median(ratios), statistics.median(run["peak_mib"] for run in runs)
-        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         spread = f"{low:.2f} to {high:.2f}"
         rows.append([name, f"{statistics.median(rates):,.0f}", f"{ratio:.3f}", spread, f"{memory:,.0f}"])
         if name in AIMS:

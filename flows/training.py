@@ -34,6 +34,7 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
         release: Whether to judge, register and publish the model once it is evaluated.
     """
     root = pipeline.find_root(Path.cwd())
+    pipeline.mend(root)
     registry.check(root)
     endpoint = _store(root, release)
     with _place(root, overrides or {}) as place:

@@ -26,7 +26,8 @@ SIGTERM and Ctrl-C beside them.
 
 DVC writes two files of its own in place, `dvc.lock` and `.dvc/tmp/rwlock`. A kill of `dvc repro` in that very moment
 leaves one half written, which the next `dvc repro` refuses: it then needs `rm .dvc/tmp/rwlock`, or `git checkout
-dvc.lock`, first. `resflow run` mends both by itself.
+dvc.lock`, first, and the last column counts how often. `resflow run` does both by itself, and puts `dvc.lock` back as
+the stage before it found it.
 """
 
 
@@ -55,11 +56,13 @@ def main() -> None:
                 same = sum(outcome.outputs == wanted for outcome in outcomes)
                 wrong += len(outcomes) - same
                 kills = sum(outcome.kills for outcome in outcomes)
-                by_hand = sum(outcome.by_hand for outcome in outcomes)
+                by_hand = sum(outcome.by_hand for outcome in outcomes) if kind.command[0] == "dvc" else "-"
                 rows.append([kind.what, *map(str, (len(outcomes), kills, same, by_hand))])
         finally:
             stop_store(project)
-    body = table(["killed", "drills", "kills", "ended in the same bits", "half-written files of DVC deleted"], rows)
+    body = table(
+        ["killed", "drills", "kills", "ended in the same bits", "half-written files of DVC deleted by hand"], rows
+    )
     command = f"`make drills N={arguments.times}` on {environment()}."
     write(PAGE, f"{HEAD}\n{command}\n\n{body}".encode())
     print(body)

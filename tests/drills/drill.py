@@ -10,7 +10,6 @@ The pytest module beside this one runs a few, `python -m tests.drills` as many a
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -23,9 +22,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.processes import command_line, descendants, train_workers
+from resflow.pipeline import locks
 from tests.conftest import Project
 from tests.integration.ray_nodes import gone
 
@@ -143,16 +141,10 @@ def drill(project: Project, kind: Kind, seed: int, seconds: float | None = None)
 
 def _delete_torn(project: Project) -> int:
     """What DVC writes in place and cannot read now; the number of such files."""
-    readable = {".dvc/tmp/rwlock": json.loads, "dvc.lock": lambda text: yaml.safe_load(text)["stages"]}
-    torn = 0
-    for name, read in readable.items():
-        path = project.root / name
-        try:
-            read(path.read_text())
-        except (ValueError, yaml.YAMLError, TypeError, KeyError):
-            path.unlink()
-            torn += 1
-    return torn
+    torn = locks.torn(project.root)
+    for path in torn:
+        path.unlink()
+    return len(torn)
 
 
 def outputs(project: Project) -> dict[str, str]:

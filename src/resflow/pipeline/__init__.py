@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from resflow.pipeline.command import environment, user_name
 from resflow.pipeline.definition import dependency, differing, find_root, recorded_files, stage_names
+from resflow.pipeline.locks import mend
 from resflow.pipeline.run import StageRun, edited, push, run_stage
 from resflow.pipeline.worktrees import in_git, worktree
 
@@ -25,6 +26,7 @@ __all__ = [
     "environment",
     "find_root",
     "in_git",
+    "mend",
     "push",
     "recorded_files",
     "run_stage",

@@ -81,8 +81,8 @@ def _terminate(process: subprocess.Popen[str]) -> None:
     Not all processes of the session: the stage needs those of Ray to keep a last checkpoint.
     """
     with suppress(psutil.NoSuchProcess):  # it has ended
-        dvc = psutil.Process(process.pid)
-        for one in _commands(dvc) or [dvc]:
+        top = psutil.Process(process.pid)
+        for one in _commands(top) or [top]:
             with suppress(psutil.Error):  # likewise, or it is another user's
                 one.terminate()
 

@@ -1,88 +1,79 @@
-"""Files that DVC writes in place, and cannot read where a full disk or a kill has left them half written."""
+"""Files that DVC writes in place, and cannot read where a full disk or a kill has left them half written.
+
+dvc.lock is put back as it was seen last, .dvc/tmp/rwlock, which tells what DVC commands are at work, is removed.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import psutil
-import yaml
 
 from resflow.files import explained, write
 from resflow.processes import locked
 
-__all__ = ["kept", "mend"]
+__all__ = ["kept", "mend", "torn"]
 
 
 @contextmanager
-def kept(lock: Path) -> Iterator[None]:
-    """DVC writes dvc.lock in place: where that failed, on a full disk or in a kill, put back what was there.
+def kept(root: Path) -> Iterator[None]:
+    """Keep a copy of dvc.lock, and put it back where a full disk has left it half written. Raises `SetupError`.
 
-    Not after other failures: another DVC command may have written its own results meanwhile.
+    Not after other failures: another DVC command may have written its own results meanwhile. The copy stays, for who
+    comes after a kill.
     """
-    copy = lock.parent / ".resflow" / f"{lock.name}.{os.getpid()}"  # made while there is room: renaming needs none
-    if lock.exists():
-        write(copy, lock.read_bytes())
+    lock, copy = root / "dvc.lock", _copy(root)
+    content = lock.read_bytes() if lock.exists() else b""
+    if not lock.exists() or _is_ended(content):  # else the copy of one before is better than none
+        write(copy, content)  # while there is room: renaming needs none
     try:
         yield
     except BaseException as error:
-        if lock.exists() and ("[Errno" in str(error) or not _is_lock(lock)):
-            if copy.exists():
-                copy.replace(lock)
-            else:
-                lock.unlink()
+        if lock.exists() and ("[Errno" in str(error) or not _is_ended(lock.read_bytes())):
+            _put_back(copy, lock)
         raise
-    finally:
-        copy.unlink(missing_ok=True)
 
 
 def mend(root: Path) -> None:
-    """Put dvc.lock back as a killed process has kept it, and remove .dvc/tmp/rwlock, where they are half written.
-
-    The latter tells who is at work, and DVC makes it anew. Raises `SetupError` where they cannot be written.
-    """
-    lock, tmp = root / "dvc.lock", root / ".dvc" / "tmp"
-    copies = [path for path in lock.parent.glob(f".resflow/{lock.name}.*") if _is_left(path)]
-    with explained(tmp):
-        if _torn(lock, tmp / "rwlock"):
-            tmp.mkdir(exist_ok=True)
-            with (tmp / "lock").open("a") as whole, (tmp / "rwlock.lock").open("a") as guard:
-                if not (locked(whole) and locked(guard)):
-                    return  # a DVC command is writing them
-                for path in _torn(lock, tmp / "rwlock"):
-                    if path != lock:
+    """Put back, or remove, what is half written, unless a DVC command is at it. Raises `SetupError`."""
+    folder = root / ".dvc" / "tmp"
+    with explained(folder), suppress(FileNotFoundError):  # DVC has no lock there, or another run has mended it
+        if torn(root):
+            with (folder / "lock").open("r+") as whole, (folder / "rwlock.lock").open("r+") as guard:
+                for path in torn(root) if locked(whole) and locked(guard) else ():
+                    if path.name == "dvc.lock":
+                        _put_back(_copy(root), path)
+                    else:
                         path.unlink()
-                    elif copies:
-                        max(copies, key=lambda copy: copy.stat().st_mtime).replace(lock)
-        for copy in copies:
-            copy.unlink(missing_ok=True)
 
 
-def _torn(lock: Path, rwlock: Path) -> list[Path]:
-    """Those that are there and that DVC cannot read."""
-    readable = {lock: _is_lock, rwlock: _is_json}
-    return [path for path, reads in readable.items() if path.exists() and not reads(path)]
+def torn(root: Path) -> list[Path]:
+    """Those of the two that are there and half written."""
+    is_whole = {root / "dvc.lock": _is_ended, root / ".dvc" / "tmp" / "rwlock": _is_json}
+    return [path for path, holds in is_whole.items() if path.exists() and not holds(path.read_bytes())]
 
 
-def _is_left(copy: Path) -> bool:
-    """Whether the process is no more that made it."""
-    pid = copy.suffix.removeprefix(".")
-    return pid.isdigit() and not psutil.pid_exists(int(pid))
+def _copy(root: Path) -> Path:
+    """Of dvc.lock as the last stage found it; empty where there was none."""
+    return root / ".resflow" / "dvc.lock"
 
 
-def _is_json(path: Path) -> bool:
+def _put_back(copy: Path, lock: Path) -> None:
+    if copy.exists() and copy.stat().st_size:
+        copy.replace(lock)
+    elif copy.exists():
+        lock.unlink()
+
+
+def _is_ended(lock: bytes) -> bool:
+    """Whether it has its last line. What else may be wrong with it, as after a merge, is for its owner to mend."""
+    return lock.endswith(b"\n")
+
+
+def _is_json(content: bytes) -> bool:
     try:
-        json.loads(path.read_bytes())
+        json.loads(content)
     except ValueError:
         return False
     return True
-
-
-def _is_lock(path: Path) -> bool:
-    try:
-        return "stages" in yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError):
-        return False

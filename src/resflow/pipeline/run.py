@@ -27,10 +27,10 @@ class StageRun:
 
 
 def run_stage(root: Path, name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> StageRun:
-    """`dvc repro` this one stage, handing each line of its output to `on_line`. Raises `StageError`."""
+    """`dvc repro` this one stage, handing each line of its output to `on_line`. Raises `StageError`, `SetupError`."""
     started = time.perf_counter()
     locks.mend(root)
-    with locks.kept(root / "dvc.lock"):
+    with locks.kept(root):
         code, lines = dvc(root, ["repro", "--single-item", name], on_line, env)
         if code:
             raise _failure(name, code, lines)
@@ -40,7 +40,6 @@ def run_stage(root: Path, name: str, on_line: Callable[[str], None], env: Mappin
 
 def push(root: Path, on_line: Callable[[str], None], env: Mapping[str, str] | None = None) -> int:
     """Send what the DVC remote lacks of data and models; returns how many files. Raises `StageError`."""
-    locks.mend(root)
     code, lines = dvc(root, ["push"], on_line, env)
     if code:
         reason = last_error(lines) or "it said nothing"
@@ -53,7 +52,6 @@ def push(root: Path, on_line: Callable[[str], None], env: Mapping[str, str] | No
 
 def edited(root: Path) -> list[str]:
     """Code, parameters and data that are no longer what the stages ran with, by dvc.lock. Raises `StageError`."""
-    locks.mend(root)
     code, lines = dvc(root, ["status", "--json"], lambda line: None, None)
     found = next((line for line in reversed(lines) if line.startswith("{")), "")  # DVC may warn of something else
     if code or not found:

@@ -49,7 +49,7 @@ class Event(NamedTuple):
     history: tuple[Epoch, ...] = ()
     """With an epoch's last event, its outcome and those of all before it, by whomever they were trained."""
     seconds: float = 0.0
-    """That the finished epoch took until now: `Timing` has what showing it takes, too."""
+    """That the finished epoch took until it is shown; `Timing` counts that in."""
 
     @property
     def finished(self) -> Epoch | None:
