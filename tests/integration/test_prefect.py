@@ -340,7 +340,13 @@ def test_a_schedule_without_a_server_says_how_to_start_one(released: Project) ->
 
 
 def test_a_failed_gate_and_a_failed_stage_are_one_line_and_release_nothing(deployed: Project, server: str) -> None:
+    """Also after a kill while DVC wrote what it keeps: no experiment is made of a lock that is half written."""
     tags, published = deployed.git("tag"), bundles(deployed)
+    lock, kept = deployed.root / "dvc.lock", deployed.root / ".resflow" / "dvc.lock"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_bytes(lock.read_bytes())
+    for written in (lock, deployed.root / ".dvc" / "tmp" / "rwlock"):
+        written.write_bytes(b"")
     done = deployed.run("resflow", "run", "-S", "gate.max_ece=0.0", code=1)
     assert done.err.count("\n") == 1
     assert done.err.startswith("error: gate: ")
