@@ -5,32 +5,39 @@ dvc.lock is put back as it was seen last, .dvc/tmp/rwlock, which tells what DVC 
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from resflow.files import explained, write
 from resflow.processes import locked
 
 __all__ = ["kept", "mend", "torn"]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def kept(root: Path) -> Iterator[None]:
-    """Keep a copy of dvc.lock, and put it back where a full disk has left it half written. Raises `SetupError`.
+    """Keep a copy of dvc.lock, and put it back where it is half written, as on a full disk. Raises `SetupError`.
 
     Not after other failures: another DVC command may have written its own results meanwhile. The copy stays, for who
     comes after a kill.
     """
     lock, copy = root / "dvc.lock", _copy(root)
     content = lock.read_bytes() if lock.exists() else b""
-    if not lock.exists() or _is_ended(content):  # else the copy of one before is better than none
+    if not lock.exists() or _is_whole(content):  # else the copy of one before is better than none
         write(copy, content)  # while there is room: renaming needs none
     try:
         yield
     except BaseException as error:
-        if lock.exists() and ("[Errno" in str(error) or not _is_ended(lock.read_bytes())):
+        is_full = any(f"[Errno {number}]" in str(error) for number in FULL)
+        if lock.exists() and (is_full or not _is_whole(lock.read_bytes())):
             _put_back(copy, lock)
         raise
 
@@ -50,7 +57,7 @@ def mend(root: Path) -> None:
 
 def torn(root: Path) -> list[Path]:
     """Those of the two that are there and half written."""
-    is_whole = {root / "dvc.lock": _is_ended, root / ".dvc" / "tmp" / "rwlock": _is_json}
+    is_whole = {root / "dvc.lock": _is_whole, root / ".dvc" / "tmp" / "rwlock": _is_json}
     return [path for path, holds in is_whole.items() if path.exists() and not holds(path.read_bytes())]
 
 
@@ -62,13 +69,23 @@ def _copy(root: Path) -> Path:
 def _put_back(copy: Path, lock: Path) -> None:
     if copy.exists() and copy.stat().st_size:
         copy.replace(lock)
-    elif copy.exists():
+    elif copy.exists() or not lock.stat().st_size:
         lock.unlink()
 
 
-def _is_ended(lock: bytes) -> bool:
-    """Whether it has its last line. What else may be wrong with it, as after a merge, is for its owner to mend."""
-    return lock.endswith(b"\n")
+def _is_whole(lock: bytes) -> bool:
+    """Whether it has its last line, or can be read without. Its owner mends what else is wrong, as after a merge."""
+    if lock.endswith(b"\n"):
+        return True
+    try:
+        stages = yaml.safe_load(lock)["stages"].values()
+        return all(stage["cmd"] and all(entry["path"] for entry in _entries(stage)) for stage in stages)
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _entries(stage: dict[str, Any]) -> list[Any]:
+    return [*stage.get("deps", []), *stage.get("outs", [])]
 
 
 def _is_json(content: bytes) -> bool:

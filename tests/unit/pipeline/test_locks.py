@@ -45,7 +45,7 @@ def killed(tmp_path: Path) -> Path:
     lock = repository(tmp_path, {"a": {"cmd": "echo made > out", "outs": ["out"]}})
     for _ in range(2):
         pipeline.run_stage(tmp_path, "a", lambda line: None)
-    lock.write_text(lock.read_text()[:-5])
+    lock.write_text(lock.read_text().partition("outs:")[0] + "outs:\n    - pa")
     (tmp_path / ".dvc" / "tmp" / "rwlock").write_text("")
     return tmp_path
 
@@ -62,6 +62,21 @@ def test_a_dvc_lock_that_a_kill_left_half_written_where_there_was_none_goes(tmp_
     lock.write_text("")
     pipeline.run_stage(tmp_path, "a", lambda line: None)
     assert locks.torn(tmp_path) == []
+
+
+def test_a_dvc_lock_that_is_empty_goes_though_no_copy_of_it_is_kept(killed: Path) -> None:
+    (killed / ".resflow" / "dvc.lock").unlink()
+    (killed / "dvc.lock").write_text("")
+    pipeline.run_stage(killed, "a", lambda line: None)
+    assert locks.torn(killed) == []
+
+
+def test_a_dvc_lock_that_lacks_no_more_than_its_end_of_line_stays(killed: Path) -> None:
+    lock, copy = killed / "dvc.lock", killed / ".resflow" / "dvc.lock"
+    lock.write_text(copy.read_text().removesuffix("\n"))
+    copy.write_text("")
+    locks.mend(killed)
+    assert "echo made > out" in lock.read_text()
 
 
 def test_a_dvc_lock_that_is_wrong_but_whole_is_its_owners_to_mend(killed: Path) -> None:
