@@ -34,7 +34,6 @@ def training_pipeline(overrides: dict[str, Any] | None = None, release: bool = T
         release: Whether to judge, register and publish the model once it is evaluated.
     """
     root = pipeline.find_root(Path.cwd())
-    pipeline.mend(root)
     registry.check(root)
     endpoint = _store(root, release)
     with _place(root, overrides or {}) as place:
@@ -89,6 +88,7 @@ def _place(root: Path, overrides: dict[str, Any]) -> Iterator[Path]:
         yield root
         return
     text = with_overrides(root, overrides)
+    pipeline.mend(root)  # else a dvc.lock that a kill left half written would go into the snapshot
     commit = registry.snapshot(root, pipeline.recorded_files(root)).commit
     with pipeline.worktree(root, commit, text) as folder:
         yield folder

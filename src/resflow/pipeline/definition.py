@@ -13,7 +13,7 @@ import yaml
 
 from resflow.errors import SetupError
 
-__all__ = ["dependency", "differing", "find_root", "recorded_files", "stage_names"]
+__all__ = ["dependency", "differing", "find_root", "recorded", "recorded_files", "stage_names"]
 
 OUTPUTS = ("outs", "metrics", "plots")
 """Where dvc.yaml names what a stage writes; dvc.lock has it all as `outs`."""
@@ -56,7 +56,7 @@ def differing(definition: bytes, lock: bytes, contents: Mapping[str, bytes], pla
     That is, whose hash is not the one that `lock`, the text of a dvc.lock, has wherever it names them; `definition` is
     that of the dvc.yaml beside it. A lock that was caught half written names nothing, or too little.
     """
-    stages, ran = yaml.safe_load(definition)["stages"], _recorded(lock)
+    stages, ran = yaml.safe_load(definition)["stages"], recorded(lock)
     hashes: dict[str, set[str | None]] = {path: set() for one in stages.values() for path in _paths(one, *OUTPUTS)}
     for name in stages:
         for path, digest in (item for key in ("deps", "outs") for item in ran.get((name, key), {}).items()):
@@ -67,10 +67,10 @@ def differing(definition: bytes, lock: bytes, contents: Mapping[str, bytes], pla
 
 def dependency(lock: bytes, stage: str, path: str) -> str | None:
     """The hash of what a stage read at `path`, by the text of a dvc.lock; None where it names none, or is damaged."""
-    return _recorded(lock).get((stage, "deps"), {}).get(path)
+    return recorded(lock).get((stage, "deps"), {}).get(path)
 
 
-def _recorded(lock: bytes) -> dict[tuple[str, str], dict[str, str | None]]:
+def recorded(lock: bytes) -> dict[tuple[str, str], dict[str, str | None]]:
     """By the text of a dvc.lock, paths and hashes of each stage's `deps` and `outs`; nothing where it is damaged."""
     try:
         return {

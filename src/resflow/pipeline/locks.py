@@ -10,11 +10,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from resflow.files import explained, write
+from resflow.pipeline.definition import recorded
 from resflow.processes import locked
 
 __all__ = ["kept", "mend", "torn"]
@@ -75,17 +73,7 @@ def _put_back(copy: Path, lock: Path) -> None:
 
 def _is_whole(lock: bytes) -> bool:
     """Whether it has its last line, or can be read without. Its owner mends what else is wrong, as after a merge."""
-    if lock.endswith(b"\n"):
-        return True
-    try:
-        stages = yaml.safe_load(lock)["stages"].values()
-        return all(stage["cmd"] and all(entry["path"] for entry in _entries(stage)) for stage in stages)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
-        return False
-
-
-def _entries(stage: dict[str, Any]) -> list[Any]:
-    return [*stage.get("deps", []), *stage.get("outs", [])]
+    return lock.endswith(b"\n") or bool(recorded(lock))
 
 
 def _is_json(content: bytes) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from resflow import pipeline
 from resflow.errors import StageError
 from resflow.pipeline import locks, run
+from resflow.processes import locked
 from tests.unit.pipeline.projects import repository
 
 BEFORE = "schema: '2.0'\nstages: {}\n"
@@ -90,6 +90,6 @@ def test_a_dvc_lock_that_is_wrong_but_whole_is_its_owners_to_mend(killed: Path) 
 @pytest.mark.parametrize("name", ["lock", "rwlock.lock"])
 def test_nothing_is_mended_while_a_dvc_command_may_be_writing_it(killed: Path, name: str) -> None:
     with (killed / ".dvc" / "tmp" / name).open("r+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        assert locked(held)
         locks.mend(killed)
     assert len(locks.torn(killed)) == 2
